@@ -1,0 +1,235 @@
+"""``ppa-fast VERB``: argument parsing only; the work lives with its subject."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ppa_fast import __version__
+from ppa_fast.errors import UserError
+
+BAD_INPUT = 2  # exit status of a UserError, as of a wrong command line
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from ppa_fast.data.sample import write_sample
+
+    files = write_sample(
+        arguments.out, arguments.pairs, arguments.seed, arguments.languages, dev_pairs=arguments.dev_pairs
+    )
+    print(f"{len(files)} files in {arguments.out}: {' '.join(sorted(path.name for path in files.values()))}")
+
+
+def _tokenizer(arguments: argparse.Namespace) -> None:
+    from ppa_fast.data.wordpiece import train_wordpiece
+
+    train_wordpiece(arguments.files, arguments.out, arguments.vocab_size, arguments.lowercase)
+    print(f"tokenizer in {arguments.out}")
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from ppa_fast.model.initialise import init_model
+
+    init_model(
+        arguments.out,
+        arguments.tokenizer,
+        family=arguments.family,
+        layers=arguments.layers,
+        hidden=arguments.hidden,
+        heads=arguments.heads,
+        intermediate=arguments.intermediate,
+        max_positions=arguments.max_positions,
+        dropout=arguments.dropout,
+        seed=arguments.seed,
+    )
+    print(f"model in {arguments.out}")
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from ppa_fast.data.prepare import prepare
+
+    prepare(
+        arguments.pairs,
+        arguments.tokenizer,
+        arguments.out,
+        max_tokens=arguments.max_tokens,
+        workers=arguments.workers,
+        max_rejected=arguments.max_rejected,
+    )
+
+
+def _evaluate_retrieval(arguments: argparse.Namespace) -> None:
+    from ppa_fast.evaluation import evaluate
+    from ppa_fast.evaluation.retrieval import format_table
+
+    result = evaluate(
+        "retrieval", model=arguments.model, pairs=arguments.pairs, pooling=arguments.pooling, layer=arguments.layer
+    )
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(format_table(result))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from ppa_fast.training.export import export
+
+    export(arguments.run, arguments.out, arguments.checkpoint)
+    print(f"model in {arguments.out}")
+
+
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    example: str,
+    work: Callable[[argparse.Namespace], None],
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(work=work)
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``ppa-fast``."""
+    parser = argparse.ArgumentParser(
+        prog="ppa-fast", description="Align multilingual encoders with parallel text. Training: see ppa_fast/train.py."
+    )
+    parser.add_argument("--version", action="version", version=f"ppa-fast {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    pairs_help = "en-de:FILE.en,FILE.de (line-parallel) or en-fr:FILE.tsv (two columns); .gz too; repeatable"
+
+    p = _verb(
+        verbs,
+        "sample",
+        "write the built-in parallel corpus (generated sentences)",
+        "ppa-fast sample --out corpus --pairs 20000 --seed 0 --languages de fr zh",
+        _sample,
+    )
+    p.add_argument("--out", required=True, type=Path, help="new folder for train.LANG and dev.LANG")
+    p.add_argument("--pairs", required=True, type=int, metavar="N", help="lines of each train file")
+    p.add_argument("--dev-pairs", type=int, default=250, metavar="N", help="lines of each dev file (default 250)")
+    p.add_argument("--seed", type=int, default=0, help="equal seeds give equal bytes (default 0)")
+    p.add_argument("--languages", nargs="+", metavar="LANG", help="besides English (default: all there are)")
+
+    p = _verb(
+        verbs,
+        "tokenizer",
+        "train a WordPiece tokenizer (mBERT's kind) on text files",
+        "ppa-fast tokenizer --files train.en train.de --vocab-size 16000 --out tokenizer",
+        _tokenizer,
+    )
+    p.add_argument("--files", required=True, nargs="+", metavar="FILE", help="UTF-8 text, .gz too")
+    p.add_argument("--out", required=True, help="new folder")
+    p.add_argument("--vocab-size", type=int, default=8000, metavar="N", help="(default 8000)")
+    p.add_argument("--lowercase", action="store_true", help="uncased: lower-case and strip accents")
+
+    p = _verb(
+        verbs,
+        "init",
+        "make a randomly initialised BERT or XLM-R for a tokenizer",
+        "ppa-fast init --tokenizer tokenizer --layers 4 --hidden 256 --heads 4 --out model",
+        _init,
+    )
+    p.add_argument("--tokenizer", required=True, help="name or folder")
+    p.add_argument("--out", required=True, help="new folder")
+    p.add_argument("--family", default="bert", choices=("bert", "xlm-roberta"), help="(default bert)")
+    sizes = (("layers", 4), ("hidden", 256), ("heads", 4), ("max-positions", 512), ("seed", 0))
+    for name, value in sizes:
+        p.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"(default {value})")
+    p.add_argument("--intermediate", type=int, metavar="N", help="(default 4 × hidden)")
+    p.add_argument("--dropout", type=float, default=0.1, help="(default 0.1)")
+
+    p = _verb(
+        verbs,
+        "prepare",
+        "turn parallel text into a token store",
+        "ppa-fast prepare --pairs en-de:train.en,train.de --tokenizer bert-base-multilingual-cased --out store",
+        _prepare,
+    )
+    p.add_argument("--pairs", required=True, nargs="+", action="extend", metavar="SPEC", help=pairs_help)
+    p.add_argument("--tokenizer", required=True, help="name or folder of a fast tokenizer, the model's own")
+    p.add_argument("--out", required=True, help="new folder, or what a killed prepare left")
+    p.add_argument(
+        "--max-tokens", type=int, default=126, metavar="N", help="of a sentence, without specials (default 126)"
+    )
+    p.add_argument("--workers", type=int, metavar="N", help="encoding threads (default: one a core)")
+    p.add_argument("--max-rejected", type=float, default=0.05, metavar="SHARE", help="(default 0.05)")
+
+    evaluations = verbs.add_parser("evaluate", help="score an encoder").add_subparsers(
+        title="tasks", metavar="TASK", required=True
+    )
+    p = _verb(
+        evaluations,
+        "retrieval",
+        "find each sentence's translation by cosine among all sentences of the other side",
+        "ppa-fast evaluate retrieval --model DIR --pairs en-de:dev.en,dev.de --json scores.json",
+        _evaluate_retrieval,
+    )
+    p.add_argument("--model", required=True, help="name or folder of a Hugging Face encoder")
+    p.add_argument("--pairs", required=True, nargs="+", action="extend", metavar="SPEC", help=pairs_help)
+    p.add_argument("--pooling", choices=("cls", "mean"), help="(default: what the folder states, else mean)")
+    p.add_argument("--layer", type=int, metavar="N", help="layer to take, 0 the embeddings (default: the last)")
+    p.add_argument("--json", metavar="FILE", help="write the scores, shares between 0 and 1")
+
+    p = _verb(
+        verbs,
+        "export",
+        "turn a run into a Hugging Face folder that sentence-transformers loads too",
+        "ppa-fast export runs/mine --out aligned-mbert",
+        _export,
+    )
+    p.add_argument("run", metavar="RUN", help="run folder")
+    p.add_argument("--out", required=True, help="new folder")
+    p.add_argument("--checkpoint", metavar="NAME", help="best, latest or step-… (default: best if any)")
+    return parser
+
+
+def _guarded(work: Callable[[], object], rank: int = 0) -> int:
+    """Runs ``work``; a UserError becomes one line on stderr (of rank 0) and the exit status of bad input."""
+    try:
+        work()
+    except UserError as error:
+        if rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:  # the reader of our output (head, say) has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of the ``ppa-fast`` command; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    return _guarded(lambda: arguments.work(arguments))
+
+
+def main_train(argv: Sequence[str] | None = None) -> int:
+    """Entry of ``ppa_fast/train.py``, run in every rank by the deepspeed launcher; returns the exit status."""
+    from ppa_fast import settings
+
+    parser = argparse.ArgumentParser(
+        prog="deepspeed ppa_fast/train.py",
+        description="Align an encoder with a token store. Every setting is a flag and a key of the YAML file.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher adds it
+    settings.add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    rank = int(os.environ.get("RANK", "0"))
+
+    def work() -> None:
+        from ppa_fast.training.loop import train
+
+        train(settings.from_arguments(arguments))
+
+    return _guarded(work, rank)

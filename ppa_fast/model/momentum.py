@@ -1,0 +1,57 @@
+"""The momentum (key) encoder: an fp32 master that moves slowly, and a working copy in the training precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ppa_fast.model.alignment import AlignmentModel
+from ppa_fast.ops.assemble import Stream
+from ppa_fast.ops.ema import ema_
+
+
+class Masters(Protocol):
+    """The fp32 weights that the optimizer moves, as this rank holds them (``training.zero``)."""
+
+    tensors: list[Tensor]
+
+    def gather(self, tensors: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors by parameter name, from every rank's ``tensors`` of the masters' layout."""
+
+
+class MomentumEncoder:
+    """Holds its master in the layout of the query encoder's masters, so that the update needs no communication.
+
+    Args:
+        model: a copy of the query encoder, made before DeepSpeed sees that one, in the training precision, on the
+            device. It stays out of the engine's module tree: inside, DeepSpeed would cast and partition it.
+        masters: of the query encoder; the momentum master starts equal to them.
+    """
+
+    def __init__(self, model: AlignmentModel, masters: Masters) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.masters = masters
+        self.tensors = [t.detach().clone() for t in masters.tensors]
+        self._working = dict(self.model.named_parameters())
+        self.refresh()
+
+    def update(self, momentum: float) -> None:
+        """Once a global step, after the optimizer: ``k ← m·k + (1 − m)·q`` in fp32, then the working copy follows."""
+        for k, q in zip(self.tensors, self.masters.tensors, strict=True):
+            ema_(k, q.detach(), momentum)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copies the master into the working copy, rounded to its precision before it travels between ranks."""
+        dtype = next(iter(self._working.values())).dtype
+        for name, tensor in self.masters.gather([t.to(dtype) for t in self.tensors]):
+            self._working[name].copy_(tensor)
+
+    @torch.no_grad()
+    def keys(self, sentences: Stream) -> Tensor:
+        """Key vectors fp32 [S, D], unit rows; no dropout, no gradient."""
+        return self.model.project(sentences)

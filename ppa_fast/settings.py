@@ -1,0 +1,187 @@
+"""Every setting of a training run, once. Command-line flags, the YAML file and ``RUN/settings.yaml`` are views of it.
+
+What is not here belongs to the DeepSpeed file: batch sizes, precision, ZeRO, offload, gradient clipping, monitor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from ppa_fast.errors import UserError
+from ppa_fast.model.encoder import POOLINGS
+
+
+def _setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    metadata = {"help": text, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Settings:
+    """Settings of ``train``. "(paper)" marks what the paper states; other defaults are ours.
+
+    Raises UserError, naming the setting, for a value that cannot be used.
+    """
+
+    model: str = _setting("", "base encoder: a Hugging Face name or folder (BERT or XLM-R family, with its MLM head)")
+    data: str = _setting("", "token store made by `ppa-fast prepare`")
+    output: str = _setting("", "run folder")
+    deepspeed_config: str = _setting("", "DeepSpeed JSON: batch sizes, precision, ZeRO, clipping, monitor")
+    seed: int = _setting(0, "of the order, the coins, the masks, dropout and new weights")
+
+    steps: int | None = _setting(None, "global steps of the whole run; give this or --epochs")
+    epochs: float | None = _setting(None, "passes over the pairs; default 1 where --steps is not given")
+    learning_rate: float = _setting(3e-5, "peak learning rate of AdamW")
+    weight_decay: float = _setting(0.01, "of weights; none on biases and LayerNorm")
+    adam_beta1: float = _setting(0.9, "AdamW: decay of the first moment")
+    adam_beta2: float = _setting(0.999, "AdamW: decay of the second moment")
+    adam_epsilon: float = _setting(1e-8, "AdamW: added to the root of the second moment")
+    warmup: float = _setting(0.06, "share of the steps with linearly rising learning rate")
+    schedule: str = _setting("linear", "after the warm-up: decay linearly to 0, or stay", ("linear", "constant"))
+
+    tlm: bool = _setting(True, "word-level objective: translation language modelling (paper)")
+    moco: bool = _setting(True, "sentence-level objective: momentum contrast (paper)")
+    input_shuffling: bool = _setting(True, "a coin decides which side of a pair is the query (paper)")
+    tlm_weight: float = _setting(1.0, "weight of the TLM loss")
+    moco_weight: float = _setting(1.0, "weight of the MoCo loss")
+    mask_probability: float = _setting(0.15, "share of tokens selected for TLM (paper)")
+    pooling: str = _setting("cls", "sentence vector: [CLS] (paper) or the mean over all tokens", POOLINGS)
+    projection_dim: int = _setting(128, "width of the projected vectors in the contrast")
+    temperature: float = _setting(0.05, "InfoNCE temperature")
+    queue_size: int = _setting(32768, "keys in the queue")
+    queue_warmup: str = _setting("encode", "fill the queue with real keys or random vectors", ("encode", "random"))
+    momentum: float = _setting(0.999, "of the key encoder")
+
+    log_every: int = _setting(10, "steps between lines of metrics.jsonl")
+    eval_pairs: list[str] = _setting([], "retrieval while training: en-de:dev.en,dev.de …")  # noqa: RUF009
+    eval_every: int = _setting(500, "steps between evaluations (and one at the end), with --eval-pairs")
+    save_every: int = _setting(500, "steps between checkpoints (and one at the end)")
+    keep: int = _setting(2, "newest checkpoints kept; the best one is kept besides")
+    resume: str = _setting("auto", "continue the run in the output folder, or refuse to", ("auto", "never"))
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            setattr(self, f.name, _coerce(f.name, getattr(self, f.name)))
+            choices = f.metadata["choices"]
+            if choices and getattr(self, f.name) not in choices:
+                raise UserError(f"{f.name}: found {getattr(self, f.name)!r}, expected one of {', '.join(choices)}")
+        counts = ("projection_dim", "queue_size", "log_every", "eval_every", "save_every", "keep")
+        shares = ("mask_probability", "warmup", "momentum", "adam_beta1", "adam_beta2")
+        for name in ("learning_rate", "temperature", "adam_epsilon", *counts):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+        for name in shares:
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        for name in ("weight_decay", "tlm_weight", "moco_weight"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("steps", "epochs"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "more than 0")
+        if self.steps is not None and self.epochs is not None:
+            raise UserError(f"steps and epochs: found both ({self.steps} and {self.epochs}), expected one of them")
+        if not ((self.tlm and self.tlm_weight) or (self.moco and self.moco_weight)):
+            raise UserError("tlm and moco: both objectives are off or weigh 0, nothing would be trained")
+
+    def require(self, *names: str) -> None:
+        """Raises UserError for those of these settings that were not given."""
+        for name in names:
+            if not getattr(self, name):
+                raise UserError(f"{name}: not given, expected {_HELP[name]} (--{name.replace('_', '-')})")
+
+
+_TYPES = get_type_hints(Settings)
+_HELP = {f.name: f.metadata["help"] for f in dataclasses.fields(Settings)}
+
+
+def _require(good: bool, name: str, found: object, expected: str) -> None:
+    if not good:
+        raise UserError(f"{name}: found {found}, expected {expected}")
+
+
+def _coerce(name: str, value: Any) -> Any:
+    """``value`` in the type of the setting; YAML reads 3e-5 as text and 1 as an integer."""
+    wanted = _TYPES[name]
+    optional = type(None) in get_args(wanted)
+    kind = next((t for t in get_args(wanted) if t is not type(None)), wanted) if optional else wanted
+    if value is None and optional:
+        return None
+    try:
+        if kind in (int, float) and not isinstance(value, bool):
+            number = float(value)
+            if kind is float and number == number:
+                return number
+            if kind is int and number == int(number):
+                return int(value)
+        elif kind is bool and isinstance(value, bool):
+            return value
+        elif kind is str and isinstance(value, (str, Path)):
+            return str(value)
+        elif kind == list[str] and isinstance(value, Sequence) and not isinstance(value, str):
+            return [str(item) for item in value]
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"{name}: found {value!r}, expected {getattr(kind, '__name__', str(kind))}")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Settings of a YAML file as a mapping; raises UserError for a file that is none and for unknown names."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            values = yaml.safe_load(f) or {}
+    except OSError as error:
+        raise UserError(f"settings: {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"settings: {path}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"settings: {path}: found {type(values).__name__}, expected a mapping of names to values")
+    values.pop("store", None)  # RUN/settings.yaml also tells what the run read
+    unknown = sorted(set(map(str, values)) - set(_TYPES))
+    if unknown:
+        raise UserError(f"settings: {path}: unknown names {', '.join(unknown)}; known are {', '.join(_TYPES)}")
+    return values
+
+
+def write_yaml(settings: Settings, path: str | Path, store: dict[str, Any]) -> None:
+    """Writes the effective settings, and under ``store`` what the data was."""
+    values = {**dataclasses.asdict(settings), "store": store}
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One flag a setting (``--eval-every``, also spelled ``--eval_every``), and ``--settings FILE``."""
+    parser.add_argument("--settings", metavar="FILE", help="YAML file of settings; flags win over it")
+    for f in dataclasses.fields(Settings):
+        dashed = f"--{f.name.replace('_', '-')}"
+        flags = [dashed] if "_" not in f.name else [dashed, f"--{f.name}"]
+        default = f.default if f.default is not dataclasses.MISSING else []
+        text = f.metadata["help"].replace("%", "%%")
+        if default not in ("", None, []):
+            text += f" (default {str(default).lower() if isinstance(default, bool) else default})"
+        options: dict[str, Any] = {"default": None, "help": text, "dest": f.name}
+        if isinstance(f.default, bool):
+            options["action"] = argparse.BooleanOptionalAction
+        elif default == []:
+            options.update(nargs="+", action="extend", metavar="SPEC")
+        elif f.metadata["choices"]:
+            options["choices"] = f.metadata["choices"]
+        else:
+            options["metavar"] = f.name.upper()
+        parser.add_argument(*flags, **options)
+
+
+def from_arguments(arguments: argparse.Namespace) -> Settings:
+    """Defaults, then the YAML file, then the flags that were given."""
+    values = read_yaml(arguments.settings) if arguments.settings else {}
+    given = {name: getattr(arguments, name) for name in _TYPES if getattr(arguments, name, None) is not None}
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):
+        if one in given and other not in given:
+            values.pop(other, None)
+    return Settings(**{**values, **given})

@@ -1,0 +1,267 @@
+"""Turns a run into a Hugging Face folder that transformers and sentence-transformers load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+
+from ppa_fast.data.encode import load_tokenizer
+from ppa_fast.errors import UserError
+from ppa_fast.evaluation.retrieval import POOLING_FILE, format_table
+from ppa_fast.model.encoder import POOLINGS, load_pretrained, max_sequence, missing_weights
+from ppa_fast.model.folder import UNTOUCHED, save_folder
+from ppa_fast.training.checkpoint import Checkpoints, read_tensors
+
+# Settings that say where a run lay and how often it spoke, not what it did; they stay out of the model card.
+_PRIVATE = {
+    *("model", "data", "output", "deepspeed_config", "eval_pairs", "store"),
+    *("log_every", "eval_every", "save_every", "keep", "resume"),
+}
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    path = run / "settings.yaml"
+    if not path.is_file() or not (run / "model" / UNTOUCHED).is_file():
+        raise UserError(
+            f"{run}: not a run folder, or a run that never started: expected settings.yaml and model/ in it"
+        )
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {error}") from error
+    pooling = settings.get("pooling") if isinstance(settings, dict) else None
+    if pooling not in POOLINGS:
+        raise UserError(f"{path}: pooling: found {pooling!r}, expected one of {', '.join(POOLINGS)}")
+    return settings
+
+
+def _checkpoint(run: Path, name: str | None) -> Path:
+    """The folder of a checkpoint: "latest", "best" or "step-…"; None is the best, or the latest without a best."""
+    checkpoints = Checkpoints(run)
+    if name is None:
+        path = checkpoints.named("best") or checkpoints.named("latest")
+    elif name in ("latest", "best"):
+        path = checkpoints.named(name)
+    else:
+        path = checkpoints.folder / name
+    if path is None or not (path / "query.safetensors").is_file():
+        there = sorted(folder.name for folder in checkpoints.folder.glob("step-*"))
+        raise UserError(
+            f"{run}: no checkpoint {name or 'yet'}; expected latest, best or one of: {', '.join(there) or '(none)'}"
+        )
+    return path
+
+
+def _trained(run: Path, checkpoint: Path) -> PreTrainedModel:
+    """The run's masked language model with the weights of a checkpoint, fp32."""
+    config = load_pretrained(AutoConfig, run / "model")
+    mlm = AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
+    tensors = read_tensors(checkpoint, "query")
+    weights = {name.removeprefix("mlm."): tensor for name, tensor in tensors.items() if name.startswith("mlm.")}
+    file = checkpoint / "query.safetensors"
+    try:
+        missing, unexpected = mlm.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{file}: does not fit {run / 'model'}: {error}") from error
+    # A tied weight is stored once, under either name.
+    wrong = [*missing_weights(mlm, set(missing)), *unexpected]
+    if wrong:
+        raise UserError(f"{file}: does not fit {run / 'model'}: {len(wrong)} weights differ, the first is {wrong[0]}")
+    return mlm
+
+
+def _untouched(run: Path) -> dict[str, Tensor]:
+    path = run / "model" / UNTOUCHED
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def _evaluations(run: Path) -> list[dict[str, Any]]:
+    path = run / "evaluations.jsonl"
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON lines: {error}") from error
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_sentence_transformers(folder: Path, hidden_size: int, pooling: str, max_seq_length: int) -> None:
+    """The files of sentence-transformers, in the form that its versions since 3 read."""
+    kind = "sentence_transformers.models"
+    _write_json(
+        folder / "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": f"{kind}.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{kind}.Pooling"},
+        ],
+    )
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
+    _write_json(
+        folder / POOLING_FILE,
+        {
+            "word_embedding_dimension": hidden_size,
+            "pooling_mode_cls_token": pooling == "cls",
+            "pooling_mode_mean_tokens": pooling == "mean",
+            "include_prompt": True,
+        },
+    )
+    _write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _data_section(store: dict[str, Any]) -> str:
+    counts = store.get("pairs")
+    if not isinstance(counts, dict) or not counts:
+        return "The run does not say which language pairs it read."
+    lines = ["| language pair | sentence pairs |", "|---|---:|"]
+    lines += [f"| {_cell(name)} | {count:,} |" for name, count in counts.items()]
+    return "\n".join([*lines, f"| all | {sum(counts.values()):,} |"])
+
+
+def _scores_section(run: Path, step: int) -> str:
+    """The last scores up to the exported step, beside those before training if the run was evaluated then."""
+    evaluations = [entry for entry in _evaluations(run) if entry.get("pairs") and entry["step"] <= step]
+    if not evaluations:
+        return "The run was not evaluated."
+    first, shown = evaluations[0], evaluations[-1]
+    comparable = first["step"] == 0 and shown["step"] > 0 and first["pairs"].keys() >= shown["pairs"].keys()
+    before = first if comparable else None
+    text = f"At step {shown['step']:,}"
+    text += ", and before training:" if before is not None else ":"
+    return f"{text}\n\n```\n{format_table(shown, before)}\n```"
+
+
+def _card(run: Path, settings: dict[str, Any], step: int, family: str) -> str:
+    """The model card: README.md with the front matter that model hubs read."""
+    store = settings.get("store") or {}
+    base = str(settings.get("model", ""))
+    # A folder on the trainer's machine is no model that a reader could fetch.
+    on_hub = bool(base) and not Path(base).exists() and base.count("/") <= 1 and not base.startswith((".", "~", "/"))
+    languages = store.get("languages") or sorted(
+        {code for pair in store.get("pairs") or {} for code in pair.split("-")}
+    )
+    front: dict[str, Any] = {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["sentence-transformers", "sentence-similarity", "feature-extraction", "multilingual", "ppa-fast"],
+    }
+    if languages:
+        front["language"] = [code.replace("_", "-") for code in languages]
+    if on_hub:
+        front["base_model"] = base
+    pooling = settings["pooling"]
+    vector = "`output.last_hidden_state[:, 0]`"
+    if pooling == "mean":
+        vector = "the mean of `output.last_hidden_state` over the tokens where `attention_mask` is 1"
+    shown = {name: value for name, value in settings.items() if name not in _PRIVATE and value is not None}
+    if "batch" in store:
+        shown["pairs a step"] = store["batch"]
+    objectives = {"tlm": "translation language modelling", "moco": "momentum contrast"}
+    trained_by = " and ".join(text for name, text in objectives.items() if settings.get(name, True))
+    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in shown.items())
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
+---
+
+# {base if on_hub else Path(base).name or family}, aligned across languages
+
+A multilingual encoder (`{family}`) that was trained a little further on parallel sentences, so that translations
+land at the same place: {trained_by}, after Pan et al., "Multilingual BERT Post-Pretraining
+Alignment" (NAACL 2021). Made with ppa-fast from the checkpoint of step {step:,}. The folder holds the encoder, its
+masked-language-model head, and the base model's other weights (the pooler) as they were.
+
+## Use
+
+```python
+from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer("path/to/this/folder").encode(["A sentence.", "Ein Satz."])
+```
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModel.from_pretrained("path/to/this/folder")
+output = model(**tokenizer(["A sentence.", "Ein Satz."], padding=True, return_tensors="pt"))
+```
+
+The sentence vector is {vector} (pooling: {pooling}). Compare vectors by their cosine. `AutoModelForMaskedLM` loads the
+folder with its head; for a task, fine-tune it as any encoder of its family.
+
+## Data
+
+{_data_section(store)}
+
+## Scores
+
+{_scores_section(run, step)}
+
+## Settings
+
+| setting | value |
+|---|---|
+{table}
+"""
+
+
+def export(run: str | Path, out: str | Path, checkpoint: str | None = None) -> None:
+    """Writes the encoder of a run as a Hugging Face folder.
+
+    The folder has config.json, the tokenizer, one model.safetensors in fp32 (encoder and MLM head of the checkpoint,
+    the base model's pooler and other untouched weights bit for bit), sentence-transformers' files and a model card.
+    ``AutoModel``, ``AutoModelForMaskedLM`` and ``SentenceTransformer`` load it; the latter's vectors are those of
+    ``sentence_vectors`` with the run's pooling (a text that spells out a special token, such as "[SEP]", aside: there
+    it is read as text, in other libraries as that token).
+
+    Args:
+        run: the folder of a run.
+        out: a new or empty folder; appears whole or not at all.
+        checkpoint: "best", "latest" or "step-…"; None is the best if there is one, else the latest.
+
+    Raises UserError for a folder that is no run or has no such checkpoint, for files that do not fit each other, and
+    for an ``out`` that is not empty.
+    """
+    run, folder = Path(run), Path(out).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{out}: exists and is not an empty folder; expected a new name")
+    settings = _settings(run)
+    source = _checkpoint(run, checkpoint)
+    mlm = _trained(run, source)
+    tokenizer = load_tokenizer(str(run / "model"))
+    step = int(source.name.removeprefix("step-"))
+    max_tokens = (settings.get("store") or {}).get("max_tokens", 126)
+
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_folder(mlm, _untouched(run), tokenizer, temporary)
+        max_seq_length = min(max_tokens + 2, max_sequence(mlm.config))
+        _write_sentence_transformers(temporary, mlm.config.hidden_size, settings["pooling"], max_seq_length)
+        card = _card(run, settings, step, mlm.config.model_type)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
