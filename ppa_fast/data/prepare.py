@@ -94,6 +94,8 @@ def prepare(
             lines.append(count_pairs(source))
             progress.update()
     total = sum(lines)
+    if total == 0:
+        raise UserError(f"--pairs: no usable pair, no lines in {', '.join(str(p) for s in sources for p in s.paths)}")
 
     if unfinished:
         print(f"{out}: an unfinished prepare, started over")
@@ -128,7 +130,7 @@ def prepare(
         if seen != total:
             raise UserError(f"the text changed while it was read: {total:,} lines were counted, then {seen:,} read")
         if seen == rejected.total():
-            raise UserError(f"no usable pair in {seen:,} lines{': ' if rejected else ''}{_by_reason(rejected)}")
+            raise UserError(f"--pairs: no usable pair in {seen:,} lines: {_by_reason(rejected)}; see {out / REJECTED}")
         special = special_ids(loaded)
         manifest = writer.finish(
             {

@@ -21,7 +21,7 @@ def _lines(paths: Sequence[Path]) -> Iterator[str]:
         for path in paths:
             with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
                 try:
-                    for number, line in enumerate(file, start=1):
+                    for number, line in enumerate(file, start=1):  # noqa: B007 (the error names it)
                         bar.update()
                         if text := line.decode("utf-8").strip():
                             yield text

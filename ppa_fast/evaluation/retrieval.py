@@ -133,7 +133,8 @@ def stated_pooling(name_or_dir: str) -> str | None:
     # One key since sentence-transformers 6, before that a boolean for each pooling.
     modes = config.get("pooling_mode")
     if modes is None:
-        modes = [key.split("_")[2] for key, value in config.items() if key.startswith("pooling_mode_") and value]
+        flags = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+        modes = [flags.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on]
     modes = [modes] if isinstance(modes, str) else modes
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise UserError(f"{path}: states pooling {modes}; choose one of {', '.join(POOLINGS)} for the evaluation")

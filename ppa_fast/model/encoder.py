@@ -6,7 +6,6 @@ hub checkpoints) from ``pytorch_model.bin`` through torch's restricted unpickler
 
 from __future__ import annotations
 
-import pickle
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
@@ -57,13 +55,15 @@ def load_pretrained(auto: Any, name_or_dir: str | Path, **options: Any) -> Any:
 
     Raises UserError, naming ``name_or_dir`` and the reason, where the folder is absent or cannot be loaded.
     """
-    name = str(name_or_dir)
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+    name, path = str(name_or_dir), Path(name_or_dir)
+    # Told from a hub name ("google-bert/bert-base") here, because asking the hub takes long where it is out of reach.
+    beside = path.parent != Path() and path.parent.is_dir()
+    if not path.is_dir() and (beside or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise UserError(f"{name}: no such folder; expected a Hugging Face model folder or the name of a hub model")
     try:
         with quiet():
             return auto.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # transformers passes on whatever its parsers, unpicklers and the network raise
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{name}: cannot be loaded with {auto.__name__}: {reason}") from error
 

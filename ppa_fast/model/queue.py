@@ -42,17 +42,22 @@ class KeyQueue:
         first = self.cursor - self.count
         return (first + torch.arange(self.count, device=self.live.device)) % len(self.live)
 
-    def fill(self, keys: Tensor, groups: Tensor) -> None:
-        """Replaces the content by these keys [n, D], groups [n], oldest first; of more than K the last K stay."""
+    def fill(self, keys: Tensor, groups: Tensor, cursor: int | None = None) -> None:
+        """Replaces the content by these keys [n, D], groups [n], oldest first; of more than K the last K stay.
+
+        ``cursor`` restores the place of a saved ring's cursor: sums over the queue round by the order of its rows, so a
+        run that goes on bit for bit needs every key in its old row.
+        """
         keys, groups = keys[-self.size :], groups[-self.size :]
         n = len(keys)
+        self.cursor, self.count = (n if cursor is None else cursor) - n, 0
+        self.commit(n)
         self.vectors.zero_()
         self.groups.fill_(NO_GROUP)
-        self.vectors[:n], self.groups[:n] = keys.float(), groups
-        self.cursor, self.count = 0, 0
-        self.commit(n)
+        rows = self._rows()
+        self.vectors[rows], self.groups[rows] = keys.float(), groups
 
     def content(self) -> tuple[Tensor, Tensor]:
-        """The live keys fp32 [n, D] and their groups int64 [n], oldest first: all that a checkpoint needs."""
+        """The live keys fp32 [n, D] and their groups int64 [n], oldest first: with the cursor, all of a checkpoint."""
         rows = self._rows()
         return self.vectors[rows], self.groups[rows]

@@ -151,7 +151,7 @@ def _scores_section(run: Path, step: int) -> str:
     return f"{text}\n\n```\n{format_table(shown, before)}\n```"
 
 
-def _card(run: Path, settings: dict[str, Any], step: int, family: str) -> str:
+def _card(run: Path, settings: dict[str, Any], step: int, family: str, max_seq_length: int) -> str:
     """The model card: README.md with the front matter that model hubs read."""
     store = settings.get("store") or {}
     base = str(settings.get("model", ""))
@@ -186,9 +186,10 @@ def _card(run: Path, settings: dict[str, Any], step: int, family: str) -> str:
 # {base if on_hub else Path(base).name or family}, aligned across languages
 
 A multilingual encoder (`{family}`) that was trained a little further on parallel sentences, so that translations
-land at the same place: {trained_by}, after Pan et al., "Multilingual BERT Post-Pretraining
-Alignment" (NAACL 2021). Made with ppa-fast from the checkpoint of step {step:,}. The folder holds the encoder, its
-masked-language-model head, and the base model's other weights (the pooler) as they were.
+land at the same place: {trained_by},
+after Pan et al., "Multilingual BERT Post-Pretraining Alignment" (NAACL 2021). Made with
+ppa-fast from the checkpoint of step {step:,}. The folder holds the encoder, its masked-language-model
+head, and the base model's other weights (the pooler) as they were.
 
 ## Use
 
@@ -203,11 +204,14 @@ from transformers import AutoModel, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 model = AutoModel.from_pretrained("path/to/this/folder")
-output = model(**tokenizer(["A sentence.", "Ein Satz."], padding=True, return_tensors="pt"))
+sentences = ["A sentence.", "Ein Satz."]
+batch = tokenizer(sentences, padding=True, truncation=True, max_length={max_seq_length}, return_tensors="pt")
+output = model(**batch)
 ```
 
-The sentence vector is {vector} (pooling: {pooling}). Compare vectors by their cosine. `AutoModelForMaskedLM` loads the
-folder with its head; for a task, fine-tune it as any encoder of its family.
+The sentence vector is {vector} (pooling: {pooling}).
+Compare vectors by their cosine. `AutoModelForMaskedLM` loads the folder with its head; for a task, fine-tune it as any
+encoder of its family.
 
 ## Data
 
@@ -259,7 +263,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str | None = None) -> N
         save_folder(mlm, _untouched(run), tokenizer, temporary)
         max_seq_length = min(max_tokens + 2, max_sequence(mlm.config))
         _write_sentence_transformers(temporary, mlm.config.hidden_size, settings["pooling"], max_seq_length)
-        card = _card(run, settings, step, mlm.config.model_type)
+        card = _card(run, settings, step, mlm.config.model_type, max_seq_length)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         temporary.rename(folder)
     except BaseException:

@@ -346,6 +346,7 @@ class Trainer:
                 "applied": self.applied,
                 "skipped": self.skipped,
                 "best": self.best,
+                "cursor": self.queue.cursor,
                 "batch": self.plan.config.batch,
                 "store": self.plan.store.fingerprint,
                 "world_size": self.world,
@@ -373,7 +374,7 @@ class Trainer:
             self.masters.scatter(self.momentum.tensors, read_tensors(path, "momentum"))
             self.momentum.refresh()
             queue = read_tensors(path, "queue")
-            self.queue.fill(queue["keys"].to(self.device), queue["groups"].to(self.device))
+            self.queue.fill(queue["keys"].to(self.device), queue["groups"].to(self.device), state["cursor"])
         if self.rank == 0:
             say(f"going on from {path}")
 

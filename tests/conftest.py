@@ -1,0 +1,74 @@
+"""Shared fixtures: a small parallel corpus, its tokenizer, a tiny model and store, made once a session."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here comes from a hub
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Paths of the tiny corpus and what was made of it."""
+
+    pairs: list[str]
+    tokenizer: Path
+    model: Path
+    store: Path
+
+
+def pseudo_text(seed: int, lines: int) -> dict[str, list[str]]:
+    """Line-parallel pseudo text in "en", "de", "fr": each language has its own word for each of 60 meanings."""
+    rng = random.Random(seed)
+    syllables = {"en": "ka lo mi ne pu", "de": "schu fra gel bro wit", "fr": "eau lle que ais oir"}
+    words = {
+        code: [
+            f"{rng.choice(parts.split())}{rng.choice(parts.split())}{i:02d}"[:-2] + chr(97 + i % 26) for i in range(60)
+        ]
+        for code, parts in syllables.items()
+    }
+    sentences = [[rng.randrange(60) for _ in range(rng.randint(1, 14))] for _ in range(lines)]
+    return {code: [" ".join(words[code][m] for m in s) for s in sentences] for code in words}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    from ppa_fast.data.prepare import prepare
+    from ppa_fast.data.wordpiece import train_wordpiece
+    from ppa_fast.model.initialise import init_model
+
+    folder = tmp_path_factory.mktemp("tiny")
+    files = {}
+    for code, lines in pseudo_text(0, 150).items():
+        files[code] = folder / f"train.{code}"
+        files[code].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    pairs = [f"en-de:{files['en']},{files['de']}", f"fr-en:{files['fr']},{files['en']}"]
+    train_wordpiece(list(files.values()), folder / "tokenizer", vocab_size=200)
+    init_model(folder / "model", str(folder / "tokenizer"), layers=2, hidden=32, heads=2, max_positions=64, seed=1)
+    prepare(pairs, str(folder / "tokenizer"), folder / "store", max_tokens=30)
+    return Tiny(pairs, folder / "tokenizer", folder / "model", folder / "store")
+
+
+def write_config(path: Path, batch: int = 16, micro: int | None = None, stage: int = 0, bf16: bool = False) -> Path:
+    """A DeepSpeed file for tests."""
+    values: dict[str, Any] = {
+        "train_batch_size": batch,
+        "zero_optimization": {"stage": stage},
+        "gradient_clipping": 1.0,
+    }
+    if micro is not None:
+        values["train_micro_batch_size_per_gpu"] = micro
+    if bf16:
+        values["bf16"] = {"enabled": True}
+        if stage:
+            values["data_types"] = {"grad_accum_dtype": "fp32"}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path

@@ -1,0 +1,183 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import BertTokenizerFast, ByT5Tokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizerFast
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from ppa_fast.data.encode import SpecialIds, TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
+from ppa_fast.errors import UserError
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZäöüéÄÖÜÉ<>/[]"
+BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+XLMR_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+LITERALS = [*BERT_SPECIALS, *XLMR_SPECIALS]
+
+
+def wordpiece(lowercase: bool = False) -> PreTrainedTokenizerBase:
+    pieces = [*BERT_SPECIALS, *LETTERS, *(f"##{letter}" for letter in LETTERS), "the", "##ing"]
+    backend = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return BertTokenizerFast(tokenizer_object=backend, do_lower_case=lowercase)
+
+
+def unigram() -> PreTrainedTokenizerBase:
+    pieces = [(piece, 0.0) for piece in XLMR_SPECIALS]
+    pieces += [("▁", -2.0), ("▁the", -3.0), ("ing", -3.0), *((letter, -6.0) for letter in LETTERS)]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=3))
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    return XLMRobertaTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.fixture(scope="module", params=[wordpiece, unigram], ids=["wordpiece", "unigram"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    request.param().save_pretrained(folder)
+    return load_tokenizer(str(folder))
+
+
+def test_special_ids(tmp_path: Path) -> None:
+    assert special_ids(wordpiece()) == SpecialIds(cls=2, sep=3, mask=4, pad=0, vocab_size=len(wordpiece()))
+    assert special_ids(unigram()) == SpecialIds(cls=0, sep=2, mask=4, pad=1, vocab_size=len(unigram()))
+    grown = wordpiece()
+    grown.add_tokens(["newword"])
+    assert special_ids(grown).vocab_size == len(wordpiece()) + 1
+
+
+def test_ordinary_text_as_the_tokenizer_has_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["the Thing", "being  the first", "Äé zzz", "unknown 漢", "x"]
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert TextEncoder(tokenizer)(texts) == expected
+    assert all(expected)
+
+
+def test_truncation(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["a b c d", "a b c d e", ""]
+    whole = TextEncoder(tokenizer)(texts)
+    limit = len(whole[0])
+    rows, truncated = TextEncoder(tokenizer, max_tokens=limit).encode(texts)
+    assert rows == [ids[:limit] for ids in whole]
+    assert truncated == [False, True, False]
+    assert TextEncoder(tokenizer)([]) == []
+
+
+def test_the_callers_tokenizer_is_left_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(3)
+    backend.enable_padding(length=3)
+    before = backend.to_str()
+    try:
+        assert len(TextEncoder(tokenizer)(["a b c d e f"])[0]) >= 6
+        assert backend.to_str() == before
+        assert not backend.encode_special_tokens
+    finally:
+        backend.no_truncation()
+        backend.no_padding()
+
+
+def forbidden(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    return set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
+@pytest.mark.parametrize("literal", LITERALS)
+def test_literal_specials_stay_text(tokenizer: PreTrainedTokenizerBase, literal: str) -> None:
+    encoder = TextEncoder(tokenizer)
+    for text in (literal, f"the {literal} thing", f"a{literal}{literal}b", f"{literal[0]}{literal}{literal[1:]}"):
+        (ids,) = encoder([text])
+        assert forbidden(tokenizer).isdisjoint(ids)
+        # What is left is the literal's own characters, not nothing (an unknown token's literal may be unknown).
+        if literal != tokenizer.unk_token:
+            spelled = "".join(tokenizer.convert_ids_to_tokens(ids)).replace("##", "").replace("▁", "")
+            assert spelled == text.replace(" ", "")
+
+
+def test_specials_that_normalisation_makes() -> None:
+    encoder = TextEncoder(unigram())
+    assert encoder(["\uff1c/s\uff1e"]) == encoder(["</s>"])  # full-width, NFKC
+    assert {0, 1, 2, 4}.isdisjoint(encoder(["a\uff1c/s\uff1eb"])[0])
+
+
+def test_only_the_texts_with_a_literal_are_changed() -> None:
+    encoder = TextEncoder(unigram())
+    alone, mixed = encoder(["the thing"]), encoder(["</s>", "the thing", "<mask>"])
+    assert mixed[1] == alone[0]
+
+
+def test_a_special_of_one_character_is_left_out() -> None:
+    tokenizer = unigram()
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("é", special=True)]})
+    assert TextEncoder(tokenizer)(["aéb"]) == [
+        [id_ for id_ in TextEncoder(unigram())(["aéb"])[0] if id_ != tokenizer.convert_tokens_to_ids("é")]
+    ]
+
+
+ENCODERS = [(TextEncoder(each), forbidden(each)) for each in (wordpiece(), unigram())]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([*LITERALS, "a", " ", "<", "</", "s>", "[", "]", "\u0301", "the", "漢"]), max_size=12))
+def test_no_special_id_comes_out(parts: list[str]) -> None:
+    for encoder, specials in ENCODERS:
+        assert specials.isdisjoint(encoder(["".join(parts)])[0])
+
+
+def test_threads_agree(tokenizer: PreTrainedTokenizerBase) -> None:
+    encoder = TextEncoder(tokenizer)
+    texts = [f"the thing {'</s> [SEP] ' * (i % 3)}{chr(97 + i % 26) * (i % 50)}" for i in range(400)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(encoder, [texts] * 8))
+    assert all(result == encoder(texts) for result in results)
+
+
+def test_fingerprint_survives_saving(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_fingerprint(load_tokenizer(str(tmp_path))) == tokenizer_fingerprint(tokenizer)
+
+
+def test_fingerprint_sees_what_changes_ids(tmp_path: Path) -> None:
+    grown, swapped = wordpiece(), wordpiece()
+    grown.add_tokens(["newword"])
+    swapped.cls_token, swapped.sep_token = swapped.sep_token, swapped.cls_token
+    stripped = wordpiece()
+    stripped.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=True)
+    different = [wordpiece(), wordpiece(lowercase=True), unigram(), grown, swapped, stripped]
+    assert len({tokenizer_fingerprint(each) for each in different}) == len(different)
+    assert tokenizer_fingerprint(wordpiece()) == tokenizer_fingerprint(wordpiece())
+
+
+def test_fingerprint_sees_a_class_that_rebuilds_on_loading(tmp_path: Path) -> None:
+    backend = Tokenizer.from_str(wordpiece().backend_tokenizer.to_str())
+    careless = PreTrainedTokenizerFast(
+        tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", pad_token="[PAD]"
+    )
+    BertTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)  # says do_lower_case=True of a cased one
+    loaded = load_tokenizer(str(tmp_path))
+    # Versions of transformers differ in whether they rebuild; whenever the ids differ, so must the fingerprints.
+    alike = TextEncoder(loaded)(["The Ä"]) == TextEncoder(careless)(["The Ä"])
+    assert (tokenizer_fingerprint(loaded) == tokenizer_fingerprint(careless)) == alike
+
+
+def test_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent: cannot be loaded"):
+        load_tokenizer(str(tmp_path / "absent"))
+
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="broken: cannot be loaded"):
+        load_tokenizer(str(tmp_path / "broken"))
+
+    ByT5Tokenizer().save_pretrained(tmp_path / "slow")
+    with pytest.raises(UserError, match="slow: not a fast tokenizer"):
+        load_tokenizer(str(tmp_path / "slow"))
+
+    backend = Tokenizer.from_str(wordpiece().backend_tokenizer.to_str())
+    PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", pad_token="[PAD]").save_pretrained(
+        tmp_path / "poor"
+    )
+    with pytest.raises(UserError, match="has no sep_token, mask_token"):
+        load_tokenizer(str(tmp_path / "poor"))

@@ -1,0 +1,226 @@
+"""Retrieval scores by hand, and the evaluation of a model folder against a plain computation."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, BertTokenizer
+
+from ppa_fast.errors import UserError
+from ppa_fast.evaluation import evaluate, retrieval
+from ppa_fast.evaluation.retrieval import (
+    alignment_uniformity,
+    evaluate_retrieval,
+    format_table,
+    retrieval_scores,
+    stated_pooling,
+    summarise,
+)
+from ppa_fast.model.initialise import init_model
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+def on_circle(*degrees: float) -> torch.Tensor:
+    angles = torch.tensor(degrees) * math.pi / 180
+    return torch.stack([angles.cos(), angles.sin()], 1)
+
+
+def test_scores_by_hand() -> None:
+    # a0's nearest is b0, a1's is b1, a2's is b1; b0's is a0, b1's is a2 (10° against 15°), b2's is a2.
+    a = on_circle(0, 45, 70)
+    b = on_circle(5, 60, 120)
+    assert retrieval_scores(a, b) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+
+
+def test_scores_differ_by_direction() -> None:
+    # The nearest of every a is b0; of b0 it is a2, of b1 and b2 a0.
+    a, b = on_circle(60, 70, 90), on_circle(95, 0, 0)
+    assert retrieval_scores(a, b) == (pytest.approx(1 / 3), 0.0)
+
+
+def test_scores_are_of_the_cosine_not_the_length() -> None:
+    a, b = on_circle(0, 90), on_circle(10, 80)
+    scale = torch.tensor([[100.0], [0.01]])
+    assert retrieval_scores(a * scale, b / scale) == (1.0, 1.0)
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    same = torch.ones(4, 2)
+    assert retrieval_scores(same, same) == (0.25, 0.25)
+
+
+def test_blocks_give_the_same_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(50, 8, generator=generator)
+    b = a + torch.randn(50, 8, generator=generator)
+    a[[10, 37]] = a[3].clone()  # equal rows in different blocks
+    whole, spread = retrieval_scores(a, b), alignment_uniformity(a, b)
+    assert 0.1 < whole[0] < 0.9
+    monkeypatch.setattr(retrieval, "BLOCK", 7)
+    assert retrieval_scores(a, b) == whole
+    assert alignment_uniformity(a, b) == pytest.approx(spread, abs=1e-6)
+
+
+def test_alignment_and_uniformity_by_hand() -> None:
+    a, b = 3 * on_circle(0, 90, 180), on_circle(90, 180, 180)
+    alignment, uniformity = alignment_uniformity(a, b)
+    # Squared distances: at right angles 2, opposite 4, equal 0.
+    assert alignment == pytest.approx((2 + 2 + 0) / 3, abs=1e-6)
+    of_a = math.log((math.exp(-4) + math.exp(-8) + math.exp(-4)) / 3)
+    of_b = math.log((math.exp(-4) + math.exp(-4) + 1) / 3)
+    assert uniformity == pytest.approx((of_a + of_b) / 2, abs=1e-6)
+    with pytest.raises(UserError, match="at least 2"):
+        alignment_uniformity(a[:1], b[:1])
+
+
+def test_summary_by_hand() -> None:
+    pairs = {
+        "en-de": {"a_to_b": 0.5, "b_to_a": 0.1},
+        "zh_Hant-en": {"a_to_b": 0.2, "b_to_a": 0.9},
+        "de-fr": {"a_to_b": 0.3, "b_to_a": 0.4},
+    }
+    result = summarise(pairs)
+    assert result["mean"] == pytest.approx((0.5 + 0.1 + 0.2 + 0.9 + 0.3 + 0.4) / 6)
+    assert result["english_to_foreign"] == pytest.approx((0.5 + 0.9) / 2)
+    assert summarise({"de-fr": pairs["de-fr"]})["english_to_foreign"] is None
+
+
+def cells(line: str) -> list[str]:
+    return line.split()
+
+
+def test_table_with_english() -> None:
+    after = summarise({"en-de": {"a_to_b": 0.5, "b_to_a": 0.25}, "fr-en": {"a_to_b": 0.125, "b_to_a": 1.0}})
+    before = summarise({"en-de": {"a_to_b": 0.0, "b_to_a": 0.1}, "fr-en": {"a_to_b": 0.2, "b_to_a": 0.3}})
+    caption, heads, *lines = format_table(after, before).splitlines()
+    assert "en→xx is XTREME's Tatoeba accuracy" in caption
+    assert cells(heads) == ["pair", "en→xx", "before", "en→xx", "after", "xx→en", "before", "xx→en", "after"]
+    assert [cells(line) for line in lines] == [
+        ["en-de", "0.0", "50.0", "10.0", "25.0"],
+        ["fr-en", "30.0", "100.0", "20.0", "12.5"],
+        ["mean", "15.0", "75.0", "15.0", "18.8"],
+    ]
+    assert len({len(line) for line in [heads, *lines]}) == 1
+
+
+def test_table_without_english() -> None:
+    result = summarise({"en-de": {"a_to_b": 0.5, "b_to_a": 0.25}, "fr-de": {"a_to_b": 0.1, "b_to_a": 0.2}})
+    caption, heads, *lines = format_table(result).splitlines()
+    assert "XTREME" not in caption
+    assert cells(heads) == ["pair", "a→b", "b→a"]
+    assert cells(lines[1]) == ["fr-de", "10.0", "20.0"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models")
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    BertTokenizer(vocab={word: i for i, word in enumerate(vocab)}, do_lower_case=False).save_pretrained(folder / "tok")
+    init_model(folder / "model", str(folder / "tok"), layers=2, hidden=32, heads=4, max_positions=20)
+    return str(folder / "model")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[str]:
+    """Two pairs over the same words: a "translation" reverses the words and changes some."""
+    generator = torch.Generator().manual_seed(1)
+    specs = []
+    for other in ("de", "fr"):
+        rows = torch.randint(40, (30, 6), generator=generator)
+        changed = torch.where(torch.rand(30, 6, generator=generator) < 0.4, (rows + 1) % 40, rows).flip(1)
+        for code, side in (("en", rows), (other, changed)):
+            text = "\n".join(" ".join(WORDS[i] for i in row) for row in side.tolist()) + "\n"
+            (tmp_path / f"{other}.{code}").write_text(text)
+        specs.append(f"en-{other}:{tmp_path}/{other}.en,{tmp_path}/{other}.{other}")
+    return specs
+
+
+def plain_scores(model: str, spec: str) -> tuple[float, float]:
+    """By transformers alone, one sentence at a time, mean over all tokens of the last layer."""
+    encoder = AutoModel.from_pretrained(model)
+    vectors = []
+    for path in spec.split(":")[1].split(","):
+        ids = [[2, *(5 + WORDS.index(w) for w in line.split()), 3] for line in Path(path).read_text().splitlines()]
+        with torch.no_grad():
+            rows = [encoder(input_ids=torch.tensor([row])).last_hidden_state[0].mean(0) for row in ids]
+        vectors.append(torch.nn.functional.normalize(torch.stack(rows), dim=1))
+    similarity, own = vectors[0] @ vectors[1].T, torch.arange(len(vectors[0]))
+    return (similarity.argmax(1) == own).float().mean().item(), (similarity.argmax(0) == own).float().mean().item()
+
+
+def test_evaluation_of_a_folder(model: str, pairs: list[str]) -> None:
+    result = evaluate("retrieval", model=model, pairs=pairs)
+    assert list(result["pairs"]) == ["en-de", "en-fr"]
+    for name, spec in zip(result["pairs"], pairs, strict=True):
+        scores = result["pairs"][name]
+        assert (scores["a_to_b"], scores["b_to_a"]) == pytest.approx(plain_scores(model, spec), abs=1e-6)
+        assert 0.2 < scores["a_to_b"] < 1
+        assert scores["n"] == 30
+    assert (result["model"], result["pooling"], result["layer"]) == (model, "mean", None)
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_pooling_and_layer_are_used(model: str, pairs: list[str]) -> None:
+    mean, cls, embeddings = (
+        evaluate_retrieval(model, pairs, **options)["pairs"]
+        for options in ({"pooling": "mean"}, {"pooling": "cls"}, {"pooling": "cls", "layer": 0})
+    )
+    assert cls != mean
+    # [CLS] before the first layer is the same vector for every sentence: the lowest index is always found.
+    assert embeddings["en-de"] == {"a_to_b": pytest.approx(1 / 30), "b_to_a": pytest.approx(1 / 30), "n": 30}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "include_prompt": True}, "mean"),
+        ({"embedding_dimension": 32, "pooling_mode": "cls"}, "cls"),
+        ({"embedding_dimension": 32, "pooling_mode": ["mean"]}, "mean"),
+    ],
+)
+def test_stated_pooling(tmp_path: Path, config: dict, expected: str) -> None:
+    assert stated_pooling(str(tmp_path)) is None
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    assert stated_pooling(str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"pooling_mode_max_tokens": True}, {"pooling_mode": ["cls", "mean"]}, {"pooling_mode_mean_sqrt_len_tokens": True}],
+)
+def test_stated_pooling_that_is_not_ours(tmp_path: Path, config: dict) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="choose one of cls, mean"):
+        stated_pooling(str(tmp_path))
+
+
+def test_bad_requests(model: str, pairs: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="task: found 'bitext', expected one of retrieval"):
+        evaluate("bitext", model=model, pairs=pairs)
+    with pytest.raises(UserError, match="en-de is given twice"):
+        evaluate_retrieval(model, [pairs[0], pairs[1], pairs[0]])
+    with pytest.raises(UserError, match="at least one"):
+        evaluate_retrieval(model, [])
+    with pytest.raises(UserError, match="no such folder"):
+        evaluate_retrieval(str(tmp_path / "absent"), pairs)
+    with pytest.raises(UserError, match="layer: found 3"):
+        evaluate_retrieval(model, pairs, layer=3)
+    (tmp_path / "de.de").write_text("w1\n")
+    with pytest.raises(UserError, match="30"):
+        evaluate_retrieval(model, pairs)
+
+
+def test_tokenizer_of_another_model(model: str, pairs: list[str], tmp_path: Path) -> None:
+    for file in Path(model).iterdir():
+        (tmp_path / "m").mkdir(exist_ok=True)
+        (tmp_path / "m" / file.name).write_bytes(file.read_bytes())
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "one", "more"]
+    BertTokenizer(vocab={word: i for i, word in enumerate(vocab)}).save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match="the tokenizer has 47 tokens, the encoder 45"):
+        evaluate_retrieval(str(tmp_path / "m"), pairs)
