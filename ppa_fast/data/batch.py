@@ -59,18 +59,19 @@ def load_pairs(
 
 
 def cut(lengths: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
-    """Cuts a global step of B pairs into ``parts`` micro-batches of B / parts, neighbours in length together.
+    """Cuts a global step of B pairs into ``parts`` micro-batches, neighbours in length together.
 
     Padding to the longest of a micro-batch is what a padded forward wastes; sorted by length little is left of it. The
     cut changes no result: the objective's means are over the global step, and keys enter the queue by position.
 
     Args:
-        lengths: [B], tokens of each pair. parts: divides B.
+        lengths: [B], tokens of each pair. parts: at least 1.
 
     Returns:
-        The positions (int64, ascending in length) of each micro-batch.
+        The positions (int64, ascending in length) of each micro-batch: B / parts of them, or, where that is no whole
+        number, one more in the first ones.
     """
-    return np.split(np.argsort(lengths, kind="stable").astype(np.int64), parts)
+    return np.array_split(np.argsort(lengths, kind="stable").astype(np.int64), parts)
 
 
 class Batches:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BufferedIOBase
 from pathlib import Path
 
@@ -35,7 +36,10 @@ SPEC_FORMS = "'en-de:train.en,train.de' (two line-parallel files) or 'en-de:corp
 
 @dataclass(frozen=True)
 class PairSource:
-    """The text of one language pair: line-parallel files, or a two-column TSV if ``path_b`` is None."""
+    """The text of one language pair: line-parallel files, or a two-column TSV if ``path_b`` is None.
+
+    ``a`` and ``b`` are language codes as the user spells them: what goes in comes out in tables and JSON.
+    """
 
     a: str
     b: str
@@ -55,7 +59,7 @@ class PairSource:
     @property
     def pivot(self) -> int:
         """The side (0: a, 1: b) whose text names the group: English if it is one of the two, else side a."""
-        return 1 if self.b == "en" else 0
+        return 1 if standard_code(self.b) == "en" else 0
 
 
 @dataclass(frozen=True)
@@ -81,26 +85,23 @@ def parse_pairs(spec: str) -> PairSource:
     if not colon or len(codes) != 2 or len(paths) > 2 or not all(paths):
         hint = "; inside a language code write '_' for '-', as in zh_Hant-en" if len(codes) > 2 else ""
         raise UserError(f"--pairs {spec}: expected {SPEC_FORMS}{hint}")
-    a, b = (_language_code(code, spec) for code in codes)
-    if a == b:
-        raise UserError(f"--pairs {spec}: both sides are {a}, expected two different languages")
+    for code in codes:
+        if not langcodes.tag_is_valid(code.replace("_", "-")):
+            raise UserError(
+                f"--pairs {spec}: unknown language code {code!r}, expected a BCP-47 code such as en or zh_Hant"
+            )
+    a, b = codes
+    if standard_code(a) == standard_code(b):
+        raise UserError(f"--pairs {spec}: both sides are {standard_code(a)}, expected two different languages")
     for path in map(Path, paths):
         _check_readable(path, spec)
     return PairSource(a, b, Path(paths[0]), Path(paths[1]) if len(paths) == 2 else None)
 
 
-def _language_code(code: str, spec: str) -> str:
-    """The one spelling of a language code: BCP-47's letter case and shortest form (``eng`` is ``en``), ``_`` for ``-``.
-
-    Deprecated codes stay as they are: bitext is published under ``tl`` or ``sh``.
-    """
-    tag = code.replace("_", "-")
-    if not langcodes.tag_is_valid(tag):
-        raise UserError(f"--pairs {spec}: unknown language code {code!r}, expected a BCP-47 code such as en or zh_Hant")
-    standard = langcodes.standardize_tag(tag)
-    if len(standard.split("-")[0]) >= len(tag.split("-")[0]):
-        standard = langcodes.Language.get(tag, normalize=False).to_tag()
-    return standard.replace("-", "_")
+@lru_cache
+def standard_code(code: str) -> str:
+    """A valid language code in BCP-47's letter case and shortest form (``eng`` is ``en``), ``_`` for ``-``."""
+    return langcodes.standardize_tag(code.replace("_", "-")).replace("-", "_")
 
 
 def _check_readable(path: Path, spec: str) -> None:

@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from ppa_fast.data.corpus import read_eval_pairs
+from ppa_fast.data.corpus import read_eval_pairs, standard_code
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids
 from ppa_fast.errors import UserError
 from ppa_fast.model.encoder import POOLINGS, load_encoder, max_sequence, sentence_vectors
@@ -91,7 +91,7 @@ def _languages(name: str) -> tuple[str, str]:
 
 
 def _is_english(language: str) -> bool:
-    return language.split("_")[0] == "en"
+    return standard_code(language).split("_")[0] == "en"
 
 
 def summarise(pairs: dict[str, dict[str, Any]]) -> dict[str, Any]:

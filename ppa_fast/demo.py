@@ -1,0 +1,85 @@
+"""``make demo``: the whole job on the built-in sample corpus, by the commands that a user would type.
+
+Demonstrations start from random weights: mean pooling, a fast momentum encoder and a small queue are the demo's own
+settings. A pretrained encoder takes the defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ppa_fast.data.sample import LANGUAGES
+from ppa_fast.evaluation.retrieval import format_table
+
+PAIRS, DEV_PAIRS = 3000, 250
+PARTS = ("corpus", "tokenizer", "model", "store", "run", "export")
+CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "demo_cpu.json"
+TRAIN = Path(__file__).resolve().parent / "train.py"
+TRAINING = {
+    "steps": 350,
+    "pooling": "mean",
+    "learning-rate": 3e-3,
+    "momentum": 0.99,
+    "queue-size": 1024,
+    "eval-every": 100,
+    "save-every": 200,
+}
+
+
+def run(*command: str | Path) -> None:
+    """Shows a command and runs it; a failure ends the demo with the command's status."""
+    words = [str(word) for word in command]
+    print(f"\n$ {shlex.join(words)}", flush=True)
+    words[0] = str(Path(sys.executable).parent / words[0])  # of this environment, activated or not
+    status = subprocess.run(words, check=False).returncode
+    if status:
+        sys.exit(status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ppa_fast.demo", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="its parts are made anew (default runs/demo)"
+    )
+    out = parser.parse_args().out
+    for part in PARTS:
+        shutil.rmtree(out / part, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+
+    languages = sorted(set(LANGUAGES) - {"en"})
+    corpus, tokenizer, model, store, training, export = (out / part for part in PARTS)
+    pairs = {s: [f"en-{x}:{corpus}/{s}.en,{corpus}/{s}.{x}" for x in languages] for s in ("train", "dev")}
+    texts = [corpus / f"train.{language}" for language in ["en", *languages]]
+    flags = [f"--{name}={value}" for name, value in TRAINING.items()]
+    sizes = ("--layers", "2", "--hidden", "128", "--heads", "4", "--max-positions", "256")
+
+    run("ppa-fast", "sample", "--out", corpus, "--pairs", str(PAIRS), "--dev-pairs", str(DEV_PAIRS), "--seed", "0")
+    run("ppa-fast", "tokenizer", "--files", *texts, "--vocab-size", "6000", "--out", tokenizer)
+    run("ppa-fast", "init", "--tokenizer", tokenizer, *sizes, "--out", model)
+    run("ppa-fast", "prepare", "--pairs", *pairs["train"], "--tokenizer", tokenizer, "--out", store)
+    evaluate = ("ppa-fast", "evaluate", "retrieval", "--pairs", *pairs["dev"], "--pooling", "mean")
+    run(*evaluate, "--model", model, "--json", out / "before.json")
+    where = ("--model", model, "--data", store, "--output", training)
+    launch = ("deepspeed", "--num_gpus", "1", TRAIN, "--deepspeed_config", CONFIG)
+    run(*launch, *where, *flags, "--eval-pairs", *pairs["dev"])
+    run("ppa-fast", "export", training, "--out", export)
+    run(*evaluate, "--model", export, "--json", out / "after.json")
+
+    before, after = (json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in ("before", "after"))
+    (out / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{format_table(after, before)}\n")
+    print(f"{time.monotonic() - begin:,.0f} s in all. What it made:")
+    for part in (*PARTS, "summary.json"):
+        print(f"  {out / part}")
+
+
+if __name__ == "__main__":
+    main()
