@@ -66,6 +66,8 @@ def _evaluate_retrieval(arguments: argparse.Namespace) -> None:
     from ppa_fast.evaluation import evaluate
     from ppa_fast.evaluation.retrieval import format_table
 
+    if arguments.json and (Path(arguments.json).is_dir() or not Path(arguments.json).parent.is_dir()):
+        raise UserError(f"--json {arguments.json}: expected a file in a folder that exists")
     result = evaluate(
         "retrieval", model=arguments.model, pairs=arguments.pairs, pooling=arguments.pooling, layer=arguments.layer
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -75,11 +75,13 @@ class Settings:
             if choices and getattr(self, f.name) not in choices:
                 raise UserError(f"{f.name}: found {getattr(self, f.name)!r}, expected one of {', '.join(choices)}")
         counts = ("projection_dim", "queue_size", "log_every", "eval_every", "save_every", "keep")
-        shares = ("mask_probability", "warmup", "momentum", "adam_beta1", "adam_beta2")
+        shares = ("mask_probability", "warmup", "momentum")
         for name in ("learning_rate", "temperature", "adam_epsilon", *counts):
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in shares:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        for name in ("adam_beta1", "adam_beta2"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 or more and less than 1")
         for name in ("weight_decay", "tlm_weight", "moco_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("steps", "epochs"):
@@ -116,7 +118,7 @@ def _coerce(name: str, value: Any) -> Any:
     try:
         if kind in (int, float) and not isinstance(value, bool):
             number = float(value)
-            if kind is float and number == number:
+            if kind is float and math.isfinite(number):
                 return number
             if kind is int and number == int(number):
                 return int(value)
@@ -124,8 +126,8 @@ def _coerce(name: str, value: Any) -> Any:
             return value
         elif kind is str and isinstance(value, (str, Path)):
             return str(value)
-        elif kind == list[str] and isinstance(value, Sequence) and not isinstance(value, str):
-            return [str(item) for item in value]
+        elif kind == list[str] and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+            return list(value)
     except (TypeError, ValueError, OverflowError):
         pass
     raise UserError(f"{name}: found {value!r}, expected {getattr(kind, '__name__', str(kind))}")
@@ -138,7 +140,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             values = yaml.safe_load(f) or {}
     except OSError as error:
         raise UserError(f"settings: {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a date that does not exist
         raise UserError(f"settings: {path}: not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"settings: {path}: found {type(values).__name__}, expected a mapping of names to values")

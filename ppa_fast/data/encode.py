@@ -47,7 +47,8 @@ def load_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
     """Loads a fast tokenizer by its Hugging Face name or from a folder; code of the repository is never run.
 
     Raises:
-        UserError: it cannot be loaded, is not a fast one, or has no ``[CLS]``, ``[SEP]``, ``[MASK]`` or padding token.
+        UserError: it cannot be loaded, is not a fast one, has no ``[CLS]``, ``[SEP]``, ``[MASK]`` or padding token, or
+            no vocabulary.
     """
     from transformers import AutoTokenizer
 
@@ -61,6 +62,8 @@ def load_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer {name_or_dir}: not a fast tokenizer (tokenizer.json), which the encoding needs")
     special_ids(tokenizer)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where the files are missing
+        raise UserError(f"tokenizer {name_or_dir}: has no vocabulary; expected its files there (tokenizer.json)")
     return tokenizer
 
 

@@ -75,16 +75,22 @@ def missing_weights(model: PreTrainedModel, missing: set[str]) -> list[str]:
     return sorted(name for name in missing if name not in tensors or id(tensors[name]) not in loaded)
 
 
-def load_masked_lm(name_or_dir: str | Path) -> PreTrainedModel:
-    """A masked language model of one of ``FAMILIES``: fp32, SDPA attention, on the CPU, in eval mode.
-
-    Raises UserError for another family, an absent or broken folder, and a checkpoint without its MLM head.
-    """
+def load_config(name_or_dir: str | Path) -> PretrainedConfig:
+    """The configuration of a model of one of ``FAMILIES``; raises UserError for others and as ``load_pretrained``."""
     config = load_pretrained(AutoConfig, name_or_dir)
     if config.model_type not in FAMILIES:
         raise UserError(
             f"{name_or_dir}: model type {config.model_type!r} cannot be trained; expected one of {', '.join(FAMILIES)}"
         )
+    return config
+
+
+def load_masked_lm(name_or_dir: str | Path) -> PreTrainedModel:
+    """A masked language model of one of ``FAMILIES``: fp32, SDPA attention, on the CPU, in eval mode.
+
+    Raises UserError for another family, an absent or broken folder, and a checkpoint without its MLM head.
+    """
+    config = load_config(name_or_dir)
     model, info = load_pretrained(
         AutoModelForMaskedLM,
         name_or_dir,

@@ -46,6 +46,8 @@ def _load_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
     if None in ids.values():
         missing = ", ".join(name for name, value in ids.items() if value is None)
         raise UserError(f"{name_or_dir}: the tokenizer lacks these special tokens: {missing}")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where the files are missing
+        raise UserError(f"{name_or_dir}: has no vocabulary; expected a tokenizer's files there (tokenizer.json)")
     return tokenizer
 
 

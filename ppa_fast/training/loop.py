@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ class Trainer:
         torch.manual_seed(torch_seed(settings.seed, 0, 0))
         model = AlignmentModel(
             mlm, special.pad, settings.pooling, settings.projection_dim, tlm=settings.tlm, moco=settings.moco
-        )
+        ).train()  # a loaded model comes without dropout
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.frozen = {name: initial[name] for name, p in model.named_parameters() if not p.requires_grad}
         momentum_model = copy.deepcopy(model).to(device, config.dtype)
@@ -230,7 +231,7 @@ class Trainer:
                 if stop:
                     break
         if self.rank == 0:
-            ended = "finished" if self.step == steps else "stopped by a signal, saved"
+            ended = "finished" if self.step >= steps else "stopped by a signal, saved"
             skipped = f", {self.skipped} skipped as not finite" if self.skipped else ""
             say(f"{ended} at step {self.step} of {steps}{skipped}: {self.run}")
         return {"step": self.step, "steps": steps, "skipped": self.skipped, "evaluation": evaluation}
@@ -322,12 +323,15 @@ class Trainer:
         read = {"path": self.settings.data, "pairs": pairs, "languages": languages, "batch": self.plan.config.batch}
         read |= {"max_tokens": self.plan.store.max_tokens, "fingerprint": self.plan.store.fingerprint}
         write_yaml(self.settings, self.run / "settings.yaml", read)
+        begins = self.plan.resume_from is None
+        if begins:  # what a run left that was killed before its first checkpoint is not of this one
+            shutil.rmtree(self.run / "model", ignore_errors=True)
         if not (self.run / "model").is_dir():
             save_base(mlm, self.settings.model, self.plan.tokenizer, self.run / "model")
-        if self.plan.resume_from is not None:
-            self.checkpoints.rewind(self.step)
-        self.metrics = JsonLines(self.run / "metrics.jsonl", self.step)
-        self.evaluations = JsonLines(self.run / "evaluations.jsonl", self.step)
+        self.checkpoints.rewind(self.step)
+        kept = -1 if begins else self.step
+        self.metrics = JsonLines(self.run / "metrics.jsonl", kept)
+        self.evaluations = JsonLines(self.run / "evaluations.jsonl", kept)
 
     best: float | None = None
 

@@ -8,13 +8,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ppa_fast.data.corpus import PairSource, read_eval_pairs
 from ppa_fast.data.encode import load_tokenizer, tokenizer_fingerprint
 from ppa_fast.data.store import Store
 from ppa_fast.errors import UserError
-from ppa_fast.model.encoder import load_pretrained, max_sequence
+from ppa_fast.model.encoder import load_config, max_sequence
+from ppa_fast.model.folder import UNTOUCHED
 from ppa_fast.settings import Settings
 from ppa_fast.training.checkpoint import Checkpoints, read_state
 from ppa_fast.training.zero import DeepSpeedConfig, read_config
@@ -45,18 +46,31 @@ def make_plan(settings: Settings, world_size: int) -> Plan:
     settings.require("model", "data", "output", "deepspeed_config")
     config = read_config(settings.deepspeed_config, world_size, settings.output)
     store = Store.open(settings.data)
-    evaluations = [read_eval_pairs(spec) for spec in settings.eval_pairs]
+    evaluations = _read_evaluations(settings.eval_pairs)
     checkpoints = Checkpoints(settings.output)
     resume_from = checkpoints.named("latest")
     _check_output(settings, resume_from)
+    model_config = load_config(settings.model)
     tokenizer = load_tokenizer(settings.model)
-    _check_model(settings, store, tokenizer)
+    _check_model(settings, store, tokenizer, model_config)
     warnings = _check_queue(settings, config.batch, len(store))
     epochs = settings.epochs if settings.epochs is not None else 1.0
     steps = settings.steps if settings.steps is not None else math.ceil(epochs * len(store) / config.batch)
     if resume_from is not None:
         warnings += _check_resume(settings, config, store, steps, resume_from)
     return Plan(settings, config, store, tokenizer, evaluations, steps, resume_from, warnings)
+
+
+def _read_evaluations(specs: list[str]) -> list[tuple[PairSource, list[str], list[str]]]:
+    evaluations = [read_eval_pairs(spec) for spec in specs]
+    names = set()
+    for source, texts, _ in evaluations:
+        if source.name in names:
+            raise UserError(f"eval_pairs: {source.name} is given twice; expected each language pair once")
+        names.add(source.name)
+        if len(texts) < 2:  # uniformity is over pairs of sentences
+            raise UserError(f"eval_pairs: {source.name}: found {len(texts)} sentence in {source.path_a}, expected 2")
+    return evaluations
 
 
 def _check_output(settings: Settings, resume_from: Path | None) -> None:
@@ -70,18 +84,22 @@ def _check_output(settings: Settings, resume_from: Path | None) -> None:
         )
     known = {"settings.yaml", "metrics.jsonl", "evaluations.jsonl", "model", "checkpoints", "tensorboard"}
     foreign = sorted({p.name for p in output.iterdir()} - known) if output.is_dir() else []
-    if resume_from is None and [name for name in foreign if not name.startswith(".")]:
+    foreign = [name for name in foreign if not name.startswith(".")]
+    if (output / "model").exists() and not (output / "model" / UNTOUCHED).exists():
+        foreign.append("model")  # a model, but not what a run keeps of its base
+    if resume_from is None and foreign:
         raise UserError(f"output: {output} holds {foreign[0]}, which is no part of a run; expected an empty folder")
 
 
-def _check_model(settings: Settings, store: Store, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_model(
+    settings: Settings, store: Store, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
+) -> None:
     stated = store.manifest["tokenizer"]
     if tokenizer_fingerprint(tokenizer) != stated["fingerprint"]:
         raise UserError(
             f"data: {settings.data} was prepared with the tokenizer {stated['name']}, which is not that of the model "
             f"{settings.model}; expected equal tokenizers: prepare again with --tokenizer {settings.model}"
         )
-    model_config = load_pretrained(AutoConfig, settings.model)
     if model_config.vocab_size < store.special.vocab_size:
         raise UserError(
             f"model: {settings.model} has {model_config.vocab_size} embeddings, its tokenizer "
@@ -94,6 +112,12 @@ def _check_model(settings: Settings, store: Store, tokenizer: PreTrainedTokenize
             f"data: {settings.data} holds sentences of up to {longest_a} and {longest_b} tokens, together "
             f"{needed} with special tokens; the model {settings.model} has {limit} positions: prepare with "
             f"--max-tokens {(limit - 3) // 2}"
+        )
+    longest = max(longest_a, longest_b)
+    if longest + 2 > limit:
+        raise UserError(
+            f"data: {settings.data} holds sentences of up to {longest} tokens, {longest + 2} with special tokens; the "
+            f"model {settings.model} has {limit} positions: prepare with --max-tokens {limit - 2}"
         )
 
 

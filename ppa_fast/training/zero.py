@@ -33,7 +33,7 @@ class DeepSpeedConfig:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.values.get("bf16", {}).get("enabled", False) else torch.float32
+        return torch.bfloat16 if _enabled(self.values, "bf16", self.path) else torch.float32
 
     @property
     def stage(self) -> int:
@@ -47,11 +47,51 @@ def _count(values: Mapping[str, Any], name: str, path: str | Path) -> int | None
     return value
 
 
+def _block(values: Mapping[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    block = values.get(name, {})
+    if not isinstance(block, dict):
+        raise UserError(f"{path}: {name}: found {block!r}, expected an object")
+    return block
+
+
+def _enabled(values: Mapping[str, Any], name: str, path: str | Path) -> bool:
+    enabled = _block(values, name, path).get("enabled", False)
+    if not isinstance(enabled, bool):
+        raise UserError(f"{path}: {name}.enabled: found {enabled!r}, expected true or false")
+    return enabled
+
+
+def _check_supported(values: Mapping[str, Any], path: str | Path) -> None:
+    """Raises UserError for a precision, ZeRO stage or clipping that the loop cannot run with."""
+    if _enabled(values, "fp16", path):
+        raise UserError(f"{path}: fp16 is not supported; expected bf16 or neither (fp32)")
+    if "bfloat16" in values:
+        raise UserError(f"{path}: bfloat16: this old name is not read; expected bf16")
+    # Without the check a gradient that is not finite is applied; masters in bf16 are none.
+    for name, needed in (("check_grad_overflow", True), ("bf16_master_weights_and_grads", False)):
+        found = _block(values, "bf16", path).get(name, needed)
+        if found is not needed:
+            raise UserError(f"{path}: bf16.{name}: found {found!r}, expected {str(needed).lower()}; leave it out")
+    stage = _block(values, "zero_optimization", path).get("stage", 0)
+    if type(stage) is not int or stage not in (0, 1):
+        raise UserError(f"{path}: zero_optimization.stage: found {stage!r}, expected 0 or 1")
+    accumulate = _block(values, "data_types", path).get("grad_accum_dtype")
+    precision = ("bf16", "bfloat16") if _enabled(values, "bf16", path) else ("fp32", "float32")
+    if stage == 0 and accumulate not in (None, *precision):
+        raise UserError(
+            f"{path}: data_types.grad_accum_dtype: found {accumulate!r}, but at stage 0 DeepSpeed accumulates in the "
+            f"training precision, {precision[0]}; expected zero_optimization.stage 1, or no grad_accum_dtype"
+        )
+    clipping = values.get("gradient_clipping", 0.0)
+    if isinstance(clipping, bool) or not isinstance(clipping, (int, float)) or not 0 <= clipping < float("inf"):
+        raise UserError(f"{path}: gradient_clipping: found {clipping!r}, expected a number, 0 (off) or more")
+
+
 def read_config(path: str | Path, world_size: int, output: str | Path) -> DeepSpeedConfig:
     """Reads and completes a DeepSpeed file; ``output`` is where TensorBoard writes if the file names no place.
 
-    Raises UserError for a file that is no JSON, blocks that belong to the settings, batch sizes that do not divide, and
-    what is not supported: ZeRO stages above 1 and fp16.
+    Raises UserError for a file that is no JSON, values of a wrong type, blocks that belong to the settings, batch sizes
+    that do not divide, and what is not supported: ZeRO stages above 1, fp16, bf16 without fp32 masters.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -84,16 +124,12 @@ def read_config(path: str | Path, world_size: int, output: str | Path) -> DeepSp
             f"{path}: gradient_accumulation_steps: found {stated}, expected {accumulation} = "
             f"train_batch_size {batch} / ({micro} × {world_size} ranks); leave it out"
         )
-    if values.get("fp16", {}).get("enabled", False):
-        raise UserError(f"{path}: fp16 is not supported; expected bf16 or neither (fp32)")
-    stage = values.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1):
-        raise UserError(f"{path}: zero_optimization.stage: found {stage!r}, expected 0 or 1")
+    _check_supported(values, path)
     values["train_micro_batch_size_per_gpu"] = micro
     values["gradient_accumulation_steps"] = accumulation
     values.setdefault("zero_allow_untested_optimizer", True)  # a subclass of AdamW counts as untested
     values.setdefault("steps_per_print", 2**31)  # the loop reports
-    if values.get("tensorboard", {}).get("enabled", False):
+    if _enabled(values, "tensorboard", path):
         values["tensorboard"].setdefault("output_path", str(Path(output) / "tensorboard"))
         values["tensorboard"].setdefault("job_name", "train")
     return DeepSpeedConfig(str(path), values, batch, micro, accumulation)

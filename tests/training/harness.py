@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ppa_fast.settings import Settings
-from ppa_fast.training.loop import train
+from ppa_fast.training import distributed
+from ppa_fast.training.loop import Trainer, train
+from ppa_fast.training.plan import make_plan
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread on a busy machine costs, it gains nothing
 RANKS = Path(__file__).with_name("ranks.py")
 
 
@@ -59,12 +64,29 @@ def run_ranks(jobs: list[dict[str, Any]], world_size: int, folder: Path) -> None
 
 def run_here(job: dict[str, Any]) -> dict[str, Any]:
     """Runs one job in this process, as a single rank."""
+    with one_thread():
+        return train(Settings(**job))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return train(Settings(**job))
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def trainer_here(job: dict[str, Any]) -> Iterator[Trainer]:
+    """The trainer of a job in this process, as a single rank, ready for its first step."""
+    with one_thread():
+        trainer = Trainer(make_plan(Settings(**job), 1), distributed.start())
+        try:
+            yield trainer
+        finally:
+            trainer.close()
 
 
 def tensors(run: str | Path, step: int, name: str) -> dict[str, Tensor]:

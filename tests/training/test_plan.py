@@ -1,0 +1,264 @@
+"""Everything that is wrong with a run is said before it starts, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel, DistilBertConfig
+
+from ppa_fast.data.prepare import prepare
+from ppa_fast.data.store import Store
+from ppa_fast.data.wordpiece import train_wordpiece
+from ppa_fast.errors import UserError
+from ppa_fast.model.initialise import init_model
+from ppa_fast.settings import Settings
+from ppa_fast.training.loop import train
+from ppa_fast.training.plan import Plan, make_plan
+from tests.conftest import Tiny, write_config
+
+PAIRS = 300  # of the tiny store
+
+
+@pytest.fixture
+def options(tiny: Tiny, tmp_path: Path) -> dict:
+    config = write_config(tmp_path / "ds.json", batch=8)
+    paths = {"model": tiny.model, "data": tiny.store, "output": tmp_path / "run", "deepspeed_config": config}
+    return {**{name: str(path) for name, path in paths.items()}, "queue_size": 15}
+
+
+def plan(options: dict, world_size: int = 1, **more) -> Plan:
+    return make_plan(Settings(**{**options, **more}), world_size)
+
+
+def refused(options: dict, message: str, **more) -> str:
+    output = Path({**options, **more}["output"])
+    before = sorted(map(str, output.rglob("*"))) if output.is_dir() else output.exists()
+    with pytest.raises(UserError, match=message) as caught:
+        plan(options, **more)
+    # The run itself says the same, and starts nothing.
+    with pytest.raises(UserError, match=message):
+        train(Settings(**{**options, **more}))
+    assert (sorted(map(str, output.rglob("*"))) if output.is_dir() else output.exists()) == before
+    return str(caught.value)
+
+
+def test_a_good_plan(options, tiny):
+    good = plan(options)
+    assert (good.config.batch, good.config.micro_batch, len(good.store)) == (8, 8, PAIRS)
+    assert good.tokenizer.mask_token == "[MASK]"
+    assert (good.resume_from, good.warnings, good.eval_pairs) == (None, [], [])
+    assert not Path(options["output"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"),
+    [
+        ({}, 38),  # ceil(300 / 8)
+        ({"epochs": 2}, 75),
+        ({"epochs": 1.01}, 38),  # ceil(303 / 8)
+        ({"epochs": 0.5}, 19),  # ceil(150 / 8)
+        ({"epochs": 1e-6}, 1),
+        ({"steps": 5}, 5),
+    ],
+)
+def test_steps_from_epochs(options, length, steps):
+    assert plan(options, **length).steps == steps
+
+
+@pytest.mark.parametrize("name", ["model", "data", "output", "deepspeed_config"])
+def test_what_must_be_given(options, name):
+    with pytest.raises(UserError, match=f"^{name}: not given.*--{name.replace('_', '-')}"):
+        plan(options, **{name: ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model", r"absent: no such folder; expected a Hugging Face model folder"),
+        ("data", r"absent: no such store"),
+        ("deepspeed_config", r"^deepspeed_config: .*absent: No such file"),
+    ],
+)
+def test_what_is_absent(options, tmp_path, name, message):
+    refused(options, message, **{name: str(tmp_path / "absent")})
+
+
+def test_an_unfinished_store(options, tiny, tmp_path):
+    store = shutil.copytree(tiny.store, tmp_path / "killed")
+    (store / "manifest.json").unlink()
+    refused(options, "killed: an unfinished store, run prepare again", data=str(store))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("config.json", "part: cannot be loaded with AutoConfig"), ("tokenizer*", "tokenizer .*part: has no vocabulary")],
+)
+def test_a_model_folder_without_a_part(options, tiny, tmp_path, file, message):
+    model = shutil.copytree(tiny.model, tmp_path / "part")
+    for path in model.glob(file):
+        path.unlink()
+    refused(options, message, model=str(model))
+
+
+def test_a_model_of_another_family(options, tiny, tmp_path):
+    other = shutil.copytree(tiny.model, tmp_path / "distil")
+    DistilBertConfig(vocab_size=200, dim=32, n_heads=2).save_pretrained(other)
+    refused(options, "distil: model type 'distilbert' cannot be trained; expected one of bert, ", model=str(other))
+
+
+def test_a_model_without_its_mlm_head(options, tiny, tmp_path):
+    """Only the loaded weights tell, so it is the trainer that says it; still nothing is written."""
+    headless = shutil.copytree(tiny.model, tmp_path / "headless")
+    AutoModel.from_pretrained(tiny.model).save_pretrained(headless)
+    with pytest.raises(UserError, match="headless: the MLM head is missing"):
+        train(Settings(**{**options, "model": str(headless)}))
+    assert not Path(options["output"]).exists()
+
+
+def test_a_store_of_another_tokenizer(options, tiny, tmp_path):
+    files = [tiny.pairs[0].partition(":")[2].split(",")[0]]
+    train_wordpiece(files, tmp_path / "other", vocab_size=90)
+    prepare(tiny.pairs[:1], str(tmp_path / "other"), tmp_path / "store", max_tokens=30)
+    message = refused(options, "which is not that of the model", data=str(tmp_path / "store"))
+    assert str(tmp_path / "other") in message
+    assert f"--tokenizer {tiny.model}" in message
+
+
+def test_fewer_embeddings_than_tokens(options, tiny, tmp_path):
+    model = shutil.copytree(tiny.model, tmp_path / "small")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "vocab_size": 150}))
+    tokens = Store.open(tiny.store).special.vocab_size
+    refused(options, f"small has 150 embeddings, its tokenizer {tokens} tokens", model=str(model))
+
+
+@pytest.mark.parametrize(("family", "positions"), [("bert", 24), ("xlm-roberta", 24)])
+def test_too_few_positions(options, tiny, tmp_path, family, positions):
+    store = Store.open(tiny.store)
+    a, b = store.manifest["longest_a"], store.manifest["longest_b"]
+    longest = max(a, b)
+
+    def model(limit: int) -> str:
+        folder = tmp_path / f"{limit}"
+        if not folder.exists():
+            sizes = {"layers": 1, "hidden": 8, "heads": 1, "max_positions": limit}
+            init_model(folder, str(tiny.tokenizer), family, **sizes)
+        return str(folder)
+
+    needed = a + b + 3
+    message = refused(options, f"together {needed} with special tokens", model=model(needed - 1))
+    assert f"has {needed - 1} positions: prepare with --max-tokens {(needed - 4) // 2}" in message
+    assert plan(options, model=model(needed)).steps
+    # Without TLM no sequence holds both sentences.
+    assert plan(options, model=model(needed - 1), tlm=False).steps
+    assert plan(options, model=model(longest + 2), tlm=False).steps
+    message = refused(options, f"up to {longest} tokens", model=model(longest + 1), tlm=False)
+    assert f"prepare with --max-tokens {longest - 1}" in message
+
+
+def test_a_batch_that_the_ranks_cannot_share(options, tmp_path):
+    config = str(write_config(tmp_path / "micro.json", batch=8, micro=8))
+    assert plan(options, deepspeed_config=config).config.accumulation == 1
+    with pytest.raises(UserError, match=r"train_batch_size 8 is not a multiple of .* 8 × 2 ranks"):
+        plan(options, world_size=2, deepspeed_config=config)
+
+
+def test_a_queue_smaller_than_the_batch(options):
+    refused(options, "^queue_size: found 7, expected at least the global batch, 8", queue_size=7)
+    assert plan(options, queue_size=8).warnings == []
+    assert plan(options, queue_size=1, moco=False).warnings == []
+
+
+def test_a_queue_above_5_per_cent_of_the_pairs_is_a_warning(options):
+    assert plan(options, queue_size=PAIRS // 20).warnings == []
+    (warning,) = plan(options, queue_size=PAIRS // 20 + 1).warnings
+    assert warning.startswith("queue_size 16 is 5% of the 300 pairs")
+    assert warning.endswith("consider 15")
+    (warning,) = plan(options, queue_size=PAIRS * 2).warnings
+    assert "200% of the 300 pairs" in warning
+    assert plan(options, queue_size=PAIRS, moco=False).warnings == []
+
+
+# The output.
+
+
+def test_an_output_that_is_a_file(options, tmp_path):
+    (tmp_path / "run").write_text("")
+    refused(options, "^output: .* is a file")
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "data"])
+def test_an_output_with_foreign_files(options, tmp_path, name):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    refused(options, f"^output: .* holds {name}, which is no part of a run; expected an empty folder")
+
+
+def test_an_output_with_somebodys_model(options, tiny, tmp_path):
+    shutil.copytree(tiny.model, tmp_path / "run" / "model")
+    refused(options, "^output: .* holds model, which is no part of a run")
+
+
+def test_an_output_that_may_be_used(options, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    assert plan(options).resume_from is None
+    (run / ".nfs0001").write_text("")
+    assert plan(options, resume="never").resume_from is None
+    # What a run leaves that was killed before its first checkpoint.
+    (run / "model").mkdir()
+    for name in ("settings.yaml", "metrics.jsonl", "evaluations.jsonl", "model/untouched.safetensors"):
+        (run / name).write_text("")
+    (run / "checkpoints" / ".step-00000001.tmp").mkdir(parents=True)
+    assert plan(options).resume_from is None
+
+
+def test_a_latest_that_names_nothing(options, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-00000009")
+    refused(options, "latest: names step-00000009, which is not there")
+
+
+def test_a_damaged_state(options, tmp_path):
+    folder = tmp_path / "run" / "checkpoints" / "step-00000009"
+    folder.mkdir(parents=True)
+    (folder.parent / "latest").write_text(folder.name)
+    refused(options, r"state\.json: cannot be read")
+    (folder / "state.json").write_text('{"step": 9')
+    refused(options, r"state\.json: cannot be read")
+
+
+# Evaluation pairs.
+
+
+@pytest.fixture
+def texts(tmp_path):
+    content = {"en": "a\nb\n", "de": "c\nd\n", "short": "e\n", "none": "", "bad": "x\n\n", "one.tsv": "a\tb\n"}
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_evaluation_pairs_are_read(options, texts):
+    ((source, a, b),) = plan(options, eval_pairs=[f"en-de:{texts}/en,{texts}/de"]).eval_pairs
+    assert (source.name, a, b) == ("en-de", ["a", "b"], ["c", "d"])
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (["en-de:{0}/en,{0}/short"], "files of unequal length: .*en has 2 lines, .*short has 1"),
+        (["en-de:{0}/short,{0}/short"], "^eval_pairs: en-de: found 1 sentence in .*short, expected"),
+        (["en-de:{0}/en,{0}/de", "en-fr:{0}/one.tsv"], r"^eval_pairs: en-fr: found 1 sentence in .*one\.tsv"),
+        (["en-de:{0}/none,{0}/none"], "no lines"),
+        (["en-de:{0}/en,{0}/bad"], "bad:2: empty side"),
+        (["en-de:{0}/en,{0}/absent"], "absent: no such file"),
+        (["en-qqqqq:{0}/en,{0}/de"], "unknown language code 'qqqqq'"),
+        (["{0}/en,{0}/de"], "expected 'en-de:train.en,train.de'"),
+        (["en-de:{0}/en,{0}/de", "en-de:{0}/de,{0}/en"], "^eval_pairs: en-de is given twice"),
+    ],
+)
+def test_bad_evaluation_pairs(options, texts, specs, message):
+    refused(options, message, eval_pairs=[spec.format(texts) for spec in specs])
