@@ -26,20 +26,15 @@ from ppa_fast.errors import UserError
 from ppa_fast.evaluation.retrieval import format_table
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parent.parent))
-CONFIG = ROOT / "ds_configs" / "cpu.json"
+CONFIG = ROOT / "ds_configs" / "demo_cpu.json"
 # Tatoeba calls the languages by their ISO 639-3 codes.
 ISO_639_3 = {"ar": "ara", "de": "deu", "es": "spa", "fr": "fra", "sw": "swh", "tr": "tur", "ur": "urd", "vi": "vie"}
 ISO_639_3["zh"] = "cmn"
 CANDIDATES = 1000  # held-out pairs a language at most, as many as Tatoeba has
-SIZES = {"rows": 11_000, "vocab-size": 30_000, "max-tokens": 64, "layers": 4, "hidden": 256, "steps": 800, "seed": 0}
-SETTINGS = {  # for a small encoder from random weights; a pretrained one wants others
-    "pooling": "mean",
-    "learning-rate": 5e-4,
-    "warmup": 0.06,
-    "queue-size": 4096,
-    "momentum": 0.99,
-    "temperature": 0.05,
-}
+SIZES = {"rows": 11_000, "vocab-size": 20_000, "max-tokens": 48, "layers": 2, "hidden": 128, "steps": 1300, "seed": 0}
+# For a small encoder from random weights; a pretrained one wants others. Its keys drift fast at first, so that a faster
+# momentum encoder or a longer queue lets the contrast tell new keys from old ones instead of translations from others.
+SETTINGS = {"pooling": "mean", "learning-rate": 1.5e-3, "queue-size": 1024, "momentum": 0.995}
 
 Pair = tuple[str, str]
 
@@ -175,7 +170,16 @@ def run(options: argparse.Namespace) -> None:
 
     # The English side is the same text for every language: once, or the vocabulary would be English above all.
     files = [text / f"train.en-{min(splits)}.en", *(text / f"train.en-{code}.{code}" for code in splits)]
-    shape = ("--layers", options.layers, "--hidden", options.hidden, "--heads", max(1, options.hidden // 64))
+    shape = (
+        "--layers",
+        options.layers,
+        "--hidden",
+        options.hidden,
+        "--heads",
+        max(1, options.hidden // 32),
+        "--dropout",
+        0,
+    )
     vocabulary, longest = ("--vocab-size", options.vocab_size), ("--max-tokens", options.max_tokens)
     flags = [f"--{name}={value}" for name, value in (SETTINGS | {"steps": options.steps, "seed": options.seed}).items()]
 

@@ -206,6 +206,11 @@ def _guarded(work: Callable[[], object], rank: int = 0) -> int:
         return BAD_INPUT
     except BrokenPipeError:  # the reader of our output (head, say) has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not error.filename:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)  # no permission, a full disk
+        return BAD_INPUT
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -20,8 +21,7 @@ from ppa_fast.evaluation.retrieval import format_table
 
 PAIRS, DEV_PAIRS = 3000, 250
 PARTS = ("corpus", "tokenizer", "model", "store", "run", "export")
-CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "demo_cpu.json"
-TRAIN = Path(__file__).resolve().parent / "train.py"
+ROOT = Path(os.path.relpath(Path(__file__).resolve().parent.parent))
 TRAINING = {
     "steps": 350,
     "pooling": "mean",
@@ -59,7 +59,7 @@ def main() -> None:
     pairs = {s: [f"en-{x}:{corpus}/{s}.en,{corpus}/{s}.{x}" for x in languages] for s in ("train", "dev")}
     texts = [corpus / f"train.{language}" for language in ["en", *languages]]
     flags = [f"--{name}={value}" for name, value in TRAINING.items()]
-    sizes = ("--layers", "2", "--hidden", "128", "--heads", "4", "--max-positions", "256")
+    sizes = ("--layers", "2", "--hidden", "128", "--heads", "4", "--max-positions", "256", "--dropout", "0")
 
     run("ppa-fast", "sample", "--out", corpus, "--pairs", str(PAIRS), "--dev-pairs", str(DEV_PAIRS), "--seed", "0")
     run("ppa-fast", "tokenizer", "--files", *texts, "--vocab-size", "6000", "--out", tokenizer)
@@ -68,8 +68,9 @@ def main() -> None:
     evaluate = ("ppa-fast", "evaluate", "retrieval", "--pairs", *pairs["dev"], "--pooling", "mean")
     run(*evaluate, "--model", model, "--json", out / "before.json")
     where = ("--model", model, "--data", store, "--output", training)
-    launch = ("deepspeed", "--num_gpus", "1", TRAIN, "--deepspeed_config", CONFIG)
-    run(*launch, *where, *flags, "--eval-pairs", *pairs["dev"])
+    config = ("--deepspeed_config", ROOT / "ds_configs" / "demo_cpu.json")
+    launch = ("deepspeed", "--num_gpus", "1", "--master_port", "0", ROOT / "ppa_fast" / "train.py")  # any free port
+    run(*launch, *config, *where, *flags, "--eval-pairs", *pairs["dev"])
     run("ppa-fast", "export", training, "--out", export)
     run(*evaluate, "--model", export, "--json", out / "after.json")
 

@@ -20,12 +20,10 @@ class JsonLines:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.rename(path)
         self._file = path.open("a", encoding="utf-8")
-        self.last = kept[-1] if kept else None
 
     def write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        self.last = record
 
     def close(self) -> None:
         self._file.close()
