@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from ppa_fast.errors import UserError
+from ppa_fast.files import write_text
 from ppa_fast.model.encoder import POOLINGS
 
 
@@ -154,7 +155,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def write_yaml(settings: Settings, path: str | Path, store: dict[str, Any]) -> None:
     """Writes the effective settings, and under ``store`` what the data was."""
     values = {**dataclasses.asdict(settings), "store": store}
-    Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(Path(path), yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from babel.units import format_unit
 
 from ppa_fast.data.sample_text import LANGUAGES, POOLS, TOPICS, Language
 from ppa_fast.errors import UserError
+from ppa_fast.files import check_new_folder
 from ppa_fast.progress import Progress
 
 HELD_OUT = 10  # one combination of slot values in ten belongs to dev
@@ -186,8 +187,7 @@ def write_sample(
     unknown = sorted(set(languages or ()) - set(LANGUAGES))
     if unknown:
         raise UserError(f"languages {', '.join(unknown)}: the sample corpus has {', '.join(LANGUAGES)} only")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not an empty folder; the sample corpus needs a new or an empty one")
+    check_new_folder(out)
     drawn = {"train": draw_lines("train", pairs, seed), "dev": draw_lines("dev", dev_pairs, seed)}
 
     chosen = [code for code in LANGUAGES if code == "en" or languages is None or code in languages]

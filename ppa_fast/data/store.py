@@ -21,6 +21,7 @@ import xxhash
 
 from ppa_fast.data.encode import SpecialIds
 from ppa_fast.errors import UserError
+from ppa_fast.files import sync
 
 FORMAT_VERSION = 1
 ROWS_PER_BATCH = 65_536
@@ -312,14 +313,14 @@ class StoreWriter:
             "rows_per_batch": self.rows_per_batch,
             "fingerprint": xxhash.xxh3_128_hexdigest(digests),
         }
-        _sync_folder(self.path)  # the rows are there under their name before the manifest is
+        sync(self.path)  # the rows are there under their name before the manifest is
         with (self.path / MANIFEST_PARTIAL).open("w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=2)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(self.path / MANIFEST_PARTIAL, self.path / MANIFEST)
-        _sync_folder(self.path)
+        sync(self.path)
         return manifest
 
     def __enter__(self) -> StoreWriter:
@@ -330,11 +331,3 @@ class StoreWriter:
         if not self._file.closed:
             self._file.close()
             (self.path / ROWS_PARTIAL).unlink(missing_ok=True)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

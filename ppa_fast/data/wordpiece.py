@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer
 
 from ppa_fast.errors import UserError
+from ppa_fast.files import check_new_folder
 from ppa_fast.progress import Progress
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -53,8 +54,7 @@ def train_wordpiece(
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not an empty folder; expected a new name")
+    check_new_folder(folder)
     if vocab_size <= len(SPECIALS):
         raise UserError(f"vocab_size: found {vocab_size}, expected more than the {len(SPECIALS)} special tokens")
 

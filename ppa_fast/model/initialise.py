@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from ppa_fast.errors import UserError
+from ppa_fast.files import check_new_folder
 from ppa_fast.model.encoder import load_pretrained
 from ppa_fast.model.folder import save_folder
 
@@ -36,8 +37,7 @@ def _check(
         raise UserError(f"max_positions: found {max_positions}, expected at least 3 (two specials and a token)")
     if not 0 <= dropout < 1:
         raise UserError(f"dropout: found {dropout}, expected 0 or more and less than 1")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not an empty folder; expected a new name")
+    check_new_folder(folder)
 
 
 def _load_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:

@@ -1,1 +1,1 @@
-
+"""The run: the loop, DeepSpeed, checkpoints, export."""

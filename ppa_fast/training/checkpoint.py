@@ -12,7 +12,6 @@ save that is killed leaves the one before it as it was.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,25 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppa_fast.errors import UserError
+from ppa_fast.files import sync, write_text
 
 STATE = "state.json"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replaces a small file in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.rename(path)
-    _sync(path.parent)
 
 
 class Checkpoints:
@@ -73,16 +56,16 @@ class Checkpoints:
             for name, content in tensors.items():
                 file = temporary / f"{name}.safetensors"
                 save_file({key: tensor.detach().contiguous().cpu() for key, tensor in content.items()}, file)
-                _sync(file)
+                sync(file)
             (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            _sync(temporary / STATE)
-            _sync(temporary)
+            sync(temporary / STATE)
+            sync(temporary)
             temporary.rename(path)
-            _sync(self.folder)
-        _write_text(self.folder / "latest", path.name)
+            sync(self.folder)
+        write_text(self.folder / "latest", path.name)
 
     def mark_best(self, step: int) -> None:
-        _write_text(self.folder / "best", self.path(step).name)
+        write_text(self.folder / "best", self.path(step).name)
 
     def rewind(self, step: int) -> None:
         """Before a run goes on from ``step``: removes what lies after it, since it will be written again.

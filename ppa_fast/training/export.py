@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from ppa_fast.data.encode import load_tokenizer
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation.retrieval import POOLING_FILE, format_table
+from ppa_fast.files import check_new_folder
 from ppa_fast.model.encoder import POOLINGS, load_pretrained, max_sequence, missing_weights
 from ppa_fast.model.folder import UNTOUCHED, save_folder
 from ppa_fast.training.checkpoint import Checkpoints, read_tensors
@@ -247,8 +248,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str | None = None) -> N
     for an ``out`` that is not empty.
     """
     run, folder = Path(run), Path(out).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{out}: exists and is not an empty folder; expected a new name")
+    check_new_folder(out)
     settings = _settings(run)
     source = _checkpoint(run, checkpoint)
     mlm = _trained(run, source)
