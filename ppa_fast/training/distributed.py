@@ -40,7 +40,8 @@ def start() -> torch.device:
     import deepspeed  # here: it takes seconds, and mistakes in the settings are told before
 
     deepspeed.init_distributed()
-    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    # DeepSpeed's choice (DS_ACCELERATOR=cpu stays off a GPU that is there), or it and the model would part.
+    return torch.device(deepspeed.get_accelerator().device_name(local_rank()))
 
 
 def sum_over_ranks(values: Sequence[float | Tensor], device: torch.device) -> list[float]:
