@@ -19,7 +19,7 @@ from ppa_fast.data.batch import Batches, PairBatch, cut, load_pairs
 from ppa_fast.data.encode import TextEncoder
 from ppa_fast.data.sampler import Sampler
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation.retrieval import alignment_uniformity, retrieval_scores
+from ppa_fast.evaluation.retrieval import alignment_uniformity, retrieval_scores, summarise
 from ppa_fast.model.alignment import AlignmentModel
 from ppa_fast.model.encoder import encoder_of, load_masked_lm, max_sequence, sentence_vectors
 from ppa_fast.model.folder import save_base
@@ -254,7 +254,7 @@ class Trainer:
         encoder = encoder_of(self.engine.module.mlm)
         longest = min(store.max_tokens, max_sequence(self.engine.module.mlm.config) - 2)
         encode = TextEncoder(self.plan.tokenizer, longest)
-        record: dict[str, Any] = {"step": self.step, "pairs": {}}
+        pairs: dict[str, dict[str, Any]] = {}
         for source, *sides in self.plan.eval_pairs:
             vectors = []
             for texts in sides:
@@ -269,8 +269,8 @@ class Trainer:
             a_to_b, b_to_a = retrieval_scores(*vectors)
             alignment, uniformity = alignment_uniformity(*vectors)
             scores = {"a_to_b": a_to_b, "b_to_a": b_to_a, "n": len(sides[0])}
-            record["pairs"][source.name] = {**scores, "alignment": alignment, "uniformity": uniformity}
-        record["mean"] = float(np.mean([(s["a_to_b"] + s["b_to_a"]) / 2 for s in record["pairs"].values()]))
+            pairs[source.name] = {**scores, "alignment": alignment, "uniformity": uniformity}
+        record = {"step": self.step, **summarise(pairs)}
         best = self.best is None or record["mean"] > self.best
         if best:
             self.best = record["mean"]

@@ -316,7 +316,7 @@ def test_evaluations_are_recorded(job, dev, tmp_path):
     records = read_lines(tmp_path / "run" / "evaluations.jsonl")
     assert [record["step"] for record in records] == [0, 2, 4, 5]
     for record in records:
-        assert set(record) == {"step", "pairs", "mean"}
+        assert set(record) == {"step", "pairs", "mean", "english_to_foreign"}
         assert list(record["pairs"]) == ["en-de", "fr-en"]
         directions = []
         for scores in record["pairs"].values():
