@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -350,7 +349,7 @@ def test_sigkill(tmp_path: Path, tokenizer: str) -> None:
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
         while not (out / "rows.arrow.partial").exists() and process.poll() is None:
-            time.sleep(0.005)
+            os.sched_yield()
         process.send_signal(signal.SIGKILL)
     finally:
         assert process.wait() == -signal.SIGKILL

@@ -17,7 +17,7 @@ from ppa_fast.training.checkpoint import Checkpoints, read_tensors
 from ppa_fast.training.loop import train
 from ppa_fast.training.plan import make_plan
 from tests.conftest import write_config
-from tests.training.harness import metrics, run_here, start_ranks, tensors
+from tests.training.harness import largest_difference, metrics, run_here, start_ranks, tensors
 
 FILES = ("query", "exp_avg", "exp_avg_sq", "momentum", "queue")
 
@@ -53,6 +53,17 @@ def test_interrupted_equals_straight_bit_for_bit_with_dropout(tiny, tmp_path, st
         tensors(straight, 4, "query")["projection.0.weight"] != tensors(straight, 10, "query")["projection.0.weight"]
     )
     assert different.any()
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0)])
+def test_goes_on_at_another_zero_stage(tiny, tmp_path, before, after):
+    run_here(job(tiny, tmp_path, "straight", before, steps=6, schedule="constant"))
+    run_here(job(tiny, tmp_path, "moved", before, steps=3, schedule="constant"))
+    run_here(job(tiny, tmp_path, "moved", after, steps=6, schedule="constant"))
+    assert [line["step"] for line in metrics(tmp_path / "moved")] == [1, 2, 3, 4, 5, 6]
+    for name in ("query", "exp_avg", "momentum", "queue"):
+        mine, theirs = tensors(tmp_path / "moved", 6, name), tensors(tmp_path / "straight", 6, name)
+        assert largest_difference(mine, theirs) < 1e-5, name
 
 
 def test_a_signal_stops_all_ranks_after_a_step_saved_and_a_later_call_goes_on(tiny, tmp_path):
