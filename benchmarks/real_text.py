@@ -32,8 +32,8 @@ ISO_639_3 = {"ar": "ara", "de": "deu", "es": "spa", "fr": "fra", "sw": "swh", "t
 ISO_639_3["zh"] = "cmn"
 CANDIDATES = 1000  # held-out pairs a language at most, as many as Tatoeba has
 SIZES = {"rows": 11_000, "vocab-size": 20_000, "max-tokens": 48, "layers": 2, "hidden": 128, "steps": 1300, "seed": 0}
-# For a small encoder from random weights; a pretrained one wants others. Its keys drift fast at first, so that a faster
-# momentum encoder or a longer queue lets the contrast tell new keys from old ones instead of translations from others.
+# For a small encoder from random weights; a pretrained one wants others. Its keys drift fast at first: with momentum
+# 0.9 the contrast learned to tell new keys from old ones instead of translations from other sentences (README.md here).
 SETTINGS = {"pooling": "mean", "learning-rate": 1.5e-3, "queue-size": 1024, "momentum": 0.995}
 
 Pair = tuple[str, str]

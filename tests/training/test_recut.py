@@ -23,6 +23,7 @@ CUTS = {  # world size, stage, bf16, micro-batch
     "zero1-bf16": (1, 1, True, 8),
     "2ranks": (2, 0, False, 8),
     "2ranks-half": (2, 0, False, 4),
+    "2ranks-quarter": (2, 0, False, 2),
     "2ranks-zero1": (2, 1, False, 8),
     "2ranks-bf16": (2, 0, True, 8),
     "2ranks-zero1-bf16": (2, 1, True, 4),
