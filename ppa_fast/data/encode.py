@@ -11,6 +11,7 @@ import xxhash
 from tokenizers import Tokenizer
 
 from ppa_fast.errors import UserError
+from ppa_fast.hub import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,13 +53,7 @@ def load_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_dir, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever its parsers and the network raise
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"tokenizer {name_or_dir}: cannot be loaded, expected a Hugging Face name or a folder: {reason}"
-        ) from error
+    tokenizer = load_pretrained(AutoTokenizer, name_or_dir)
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer {name_or_dir}: not a fast tokenizer (tokenizer.json), which the encoding needs")
     special_ids(tokenizer)

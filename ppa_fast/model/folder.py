@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForPreTraining, PreTrainedModel, PreTrainedTokenizerBase
 
-from ppa_fast.model.encoder import load_pretrained, quiet
+from ppa_fast.hub import load_pretrained, quiet
 
 UNTOUCHED = "untouched.safetensors"
 

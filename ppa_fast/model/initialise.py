@@ -8,16 +8,14 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     BertConfig,
     PretrainedConfig,
-    PreTrainedTokenizerBase,
     XLMRobertaConfig,
 )
 
+from ppa_fast.data.encode import load_tokenizer
 from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder
-from ppa_fast.model.encoder import load_pretrained
 from ppa_fast.model.folder import save_folder
 
 INIT_FAMILIES = ("bert", "xlm-roberta")
@@ -38,17 +36,6 @@ def _check(
     if not 0 <= dropout < 1:
         raise UserError(f"dropout: found {dropout}, expected 0 or more and less than 1")
     check_new_folder(folder)
-
-
-def _load_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
-    tokenizer = load_pretrained(AutoTokenizer, name_or_dir)
-    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "mask", "pad")}
-    if None in ids.values():
-        missing = ", ".join(name for name, value in ids.items() if value is None)
-        raise UserError(f"{name_or_dir}: the tokenizer lacks these special tokens: {missing}")
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where the files are missing
-        raise UserError(f"{name_or_dir}: has no vocabulary; expected a tokenizer's files there (tokenizer.json)")
-    return tokenizer
 
 
 def init_model(
@@ -82,7 +69,7 @@ def init_model(
     intermediate = 4 * hidden if intermediate is None else intermediate
     sizes = {"layers": layers, "hidden": hidden, "heads": heads, "intermediate": intermediate}
     _check(folder, family, sizes, hidden, heads, max_positions, dropout)
-    tok = _load_tokenizer(tokenizer)
+    tok = load_tokenizer(tokenizer)
     tok.model_max_length = max_positions
 
     common = {

@@ -16,7 +16,7 @@ MASK32 = 0xFFFFFFFF
 
 STREAM_MASKING = 0  # position: the token's index in the TLM sequence
 STREAM_COIN = 1  # position 0: which side is the query
-STREAM_CODE_SWITCH = 2  # position 0: code-switched fine-tuning
+# stream 2 belongs to code-switched fine-tuning
 STREAM_ORDER = 3  # position 0..: round keys of an epoch's permutation
 STREAM_TORCH = 4  # seeds of torch's own generator: dropout, new weights, random warm-up
 

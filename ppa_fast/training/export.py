@@ -18,7 +18,8 @@ from ppa_fast.data.encode import load_tokenizer
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation.retrieval import POOLING_FILE, format_table
 from ppa_fast.files import check_new_folder
-from ppa_fast.model.encoder import POOLINGS, load_pretrained, max_sequence, missing_weights
+from ppa_fast.hub import load_pretrained
+from ppa_fast.model.encoder import POOLINGS, max_sequence, missing_weights
 from ppa_fast.model.folder import UNTOUCHED, save_folder
 from ppa_fast.training.checkpoint import Checkpoints, read_tensors
 

@@ -108,6 +108,7 @@ class Trainer:
             temperature=settings.temperature,
         )
         self.step = self.applied = self.skipped = 0
+        self.best: float | None = None  # mean P@1 of the best evaluation so far
         self.run = Path(settings.output)
         self.checkpoints = Checkpoints(self.run)
         self.signal = distributed.StopSignal()
@@ -332,8 +333,6 @@ class Trainer:
         kept = -1 if begins else self.step
         self.metrics = JsonLines(self.run / "metrics.jsonl", kept)
         self.evaluations = JsonLines(self.run / "evaluations.jsonl", kept)
-
-    best: float | None = None
 
     def _save(self, best: bool = False) -> None:
         """A checkpoint of all that the next step depends on; every rank calls it, rank 0 writes."""

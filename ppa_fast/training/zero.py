@@ -9,6 +9,7 @@ fails ``tests/training/test_zero.py`` first.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,7 +269,7 @@ class ZeroMasters:
         if not wrapped:
             gradients = [p.grad for p in self.tensors if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
-            skip = skip or not torch.isfinite(torch.tensor(norm)).item()
+            skip = skip or not math.isfinite(norm)
         self.optimizer.skip = skip
         self.engine.step()
         if wrapped:
