@@ -1,14 +1,16 @@
-# Targets: setup demo test test-all lint. Each does all set-up by itself, once, in .venv.
+# Targets: setup demo test test-all lint gpu. Each does all set-up by itself, once, in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BUILT := build/native/.built
+SOURCES := $(wildcard csrc/*/*.* csrc/include/ppa/*.h)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := setup
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-all lint gpu clean
 
-setup: $(READY)
+setup: $(BUILT)
 
 # torch first: the package and DeepSpeed are built against it, without isolation.
 $(READY): pyproject.toml setup.py constraints.txt
@@ -18,19 +20,25 @@ $(READY): pyproject.toml setup.py constraints.txt
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)
+# The native operations again, where their sources are newer (ninja builds what changed).
+$(BUILT): $(READY) $(SOURCES) setup.py
+	$(BIN)/python setup.py -q build_ext --inplace
+	@mkdir -p $(@D) && touch $@
+
+demo: $(BUILT)
 	$(BIN)/python -m ppa_fast.demo --out runs/demo
 
-test: $(READY)
+test: $(BUILT)
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-all: $(READY)
+test-all: $(BUILT)
 	$(BIN)/python -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs/demo
+	rm -rf $(VENV) build dist *.egg-info runs/demo ppa_fast/*.so

@@ -1,5 +1,215 @@
-"""Packaging lives in pyproject.toml; this file is where the native extension is built."""
+"""Builds the native operations; all else of packaging lives in pyproject.toml.
 
-from setuptools import setup
+    ppa_fast/_C.so         the operations on the CPU      needs a C++ compiler
+    ppa_fast/_C_cuda.so    the operations on CUDA         needs nvcc too
+    ppa_fast/_packer.*.so  the host packer (pybind11)     one for each Python
 
-setup()
+Both operation libraries use torch's stable ABI: one build serves every torch from 2.11 on and every Python, whatever
+machine it was built on. The build is ninja's: incremental, in ``build/native``. What cannot be built is left out with a
+line that says why: the package works without (PyTorch's reference implementations).
+
+    PPA_FAST_CUDA=0|1|auto   leave _C_cuda out, insist on it, or build it where nvcc is found (default)
+    TORCH_CUDA_ARCH_LIST     default 8.0;9.0;10.0; machine code for each, PTX for the last
+    CXX                      default g++, else c++
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import ClassVar
+
+from setuptools import Command, Distribution, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+BUILD = ROOT / "build" / "native"
+ARCHITECTURES = "8.0;9.0;10.0"
+TORCH_TARGET = "0x020b000000000000"  # the oldest torch that the libraries load in: 2.11
+
+
+COMMON = ["-std=c++20", "-fPIC", "-g1", f"-I{CSRC / 'include'}", f"-I{CSRC}", "-Wall", "-Wextra"]
+COMMON += [f"-fmacro-prefix-map={CSRC}/="]  # messages name files as they stand in the repository
+
+
+def sources(folder: str) -> list[Path]:
+    return [*sorted((CSRC / folder).glob("*.cpp")), *sorted((CSRC / folder).glob("*.cu"))]
+
+
+def torch_includes(torch: Path) -> list[str]:
+    return [f"-isystem {torch / 'include'}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+
+
+def package_folder(name: str) -> Path | None:
+    """Where an installed package lies, without importing it (torch takes seconds)."""
+    found = importlib.util.find_spec(name)
+    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+
+
+def find_nvcc() -> Path | None:
+    """From CUDA_HOME, the PATH, or NVIDIA's wheels."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    places = [Path(home) / "bin" / "nvcc"] if home else []
+    if on_path := shutil.which("nvcc"):
+        places.append(Path(on_path))
+    if wheels := package_folder("nvidia"):
+        places += sorted(wheels.glob("*/bin/nvcc"))
+    return next((place for place in places if place.is_file()), None)
+
+
+def cuda_root(nvcc: Path) -> Path | None:
+    """The toolkit of an nvcc, as nvcc itself names it: the one on the PATH may be a script or a link."""
+    dry = subprocess.run([str(nvcc), "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True)
+    top = [line.split("TOP=", 1)[1].strip() for line in dry.stderr.splitlines() if "TOP=" in line]
+    roots = [Path(top[0]).resolve()] if top else []
+    roots.append(nvcc.resolve().parent.parent)
+    return next((root for root in roots if (root / "include" / "cuda_runtime.h").is_file()), None)
+
+
+def architectures() -> list[str]:
+    """Machine code for each of TORCH_CUDA_ARCH_LIST, as ``sm_90``, and PTX for the last, ``compute_90``."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
+    numbers = [entry.removesuffix("+PTX").replace(".", "") for entry in listed.replace(" ", ";").split(";") if entry]
+    if not numbers or not all(number.rstrip("af").isdigit() for number in numbers):
+        raise SystemExit(f"TORCH_CUDA_ARCH_LIST: found {listed!r}, expected numbers such as 8.0;9.0")
+    return [*(f"sm_{number}" for number in numbers), f"compute_{numbers[-1]}"]
+
+
+class Ninja:
+    """A build.ninja in the making."""
+
+    def __init__(self, cxx: str, nvcc: Path | None, folder: Path = BUILD) -> None:
+        self.folder = folder
+        self.lines = ["ninja_required_version = 1.5"]
+        self.targets: list[str] = []
+        self._rule("cxx", f"{cxx} -MMD -MF $out.d $flags -c $in -o $out")
+        self._rule("link", f"{cxx} -shared $in -o $out $flags")
+        if nvcc:
+            # ptxas tells registers, shared memory and spills; the log is what the tests compare with their table.
+            command = f"{nvcc} -MD -MF $out.d $flags -c $in -o $out"
+            self._rule("nvcc", f"{command} > $out.log 2>&1 || (cat $out.log >&2; false)")
+
+    def _rule(self, name: str, command: str) -> None:
+        deps = "" if name == "link" else "\n  depfile = $out.d\n  deps = gcc"
+        self.lines += [f"rule {name}", f"  command = {command}{deps}", f"  description = {name} $out"]
+
+    def objects(self, rule: str, folder: str, sources: list[Path], flags: list[str]) -> list[str]:
+        outputs = [f"{folder}/{source.name}.o" for source in sources]
+        for source, output in zip(sources, outputs, strict=True):
+            self.lines += [f"build {output}: {rule} {_escape(source)}", f"  flags = {' '.join(flags)}"]
+        return outputs
+
+    def library(self, output: Path, objects: list[str], flags: list[str]) -> None:
+        self.lines += [f"build {_escape(output)}: link {' '.join(objects)}", f"  flags = {' '.join(flags)}"]
+        self.targets.append(_escape(output))
+
+    def run(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = "\n".join([*self.lines, f"default {' '.join(self.targets)}", ""])
+        path = self.folder / "build.ninja"
+        if not path.exists() or path.read_text() != content:
+            path.write_text(content)
+        ninja = [sys.executable, "-m", "ninja"] if importlib.util.find_spec("ninja") else ["ninja"]
+        subprocess.run([*ninja, "-C", str(self.folder)], check=True)
+
+
+def _escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+class BuildNative(build_ext):
+    """``build_ext`` by ninja. The libraries stand beside ``ppa_fast/__init__.py``, in a checkout and in a wheel."""
+
+    def run(self) -> None:
+        package = ROOT / "ppa_fast" if self.inplace or self.editable_mode else Path(self.build_lib) / "ppa_fast"
+        wanted = os.environ.get("PPA_FAST_CUDA", "auto")
+        if wanted not in ("0", "1", "auto"):
+            raise SystemExit(f"PPA_FAST_CUDA: found {wanted!r}, expected 0, 1 or auto")
+        cxx = os.environ.get("CXX") or next((c for c in ("g++", "c++") if shutil.which(c)), None)
+        torch = package_folder("torch")
+        if cxx is None or torch is None:
+            missing = "C++ compiler" if cxx is None else "torch (install with --no-build-isolation)"
+            if wanted == "1":
+                raise SystemExit(f"PPA_FAST_CUDA=1, but there is no {missing}")
+            return print(f"ppa-fast: the native operations are not built: no {missing}")
+        nvcc = find_nvcc() if wanted != "0" else None
+        root = cuda_root(nvcc) if nvcc else None
+        if wanted == "1" and not root:
+            found = f"{nvcc} without its headers" if nvcc else "no nvcc (CUDA_HOME, PATH, the nvidia-cuda-nvcc wheels)"
+            raise SystemExit(f"PPA_FAST_CUDA=1, but there is {found}")
+        package.mkdir(parents=True, exist_ok=True)
+        return self.build(package, cxx, torch, nvcc if root else None, root)
+
+    def build(self, package: Path, cxx: str, torch: Path, nvcc: Path | None, cuda: Path | None) -> None:
+        ninja = Ninja(cxx, nvcc)
+        hidden = [*COMMON, "-O3", "-fvisibility=hidden", "-ffp-contract=off"]
+        binding = [*hidden, *torch_includes(torch)]
+        link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
+
+        cpu = ninja.objects("cxx", "cpu_bindings", sources("bindings"), [*binding, "-DPPA_BACKEND_CPU"])
+        cpu += ninja.objects("cxx", "cpu", sources("cpu"), hidden)
+        ninja.library(package / "_C.so", cpu, link)
+
+        pybind11 = package_folder("pybind11")
+        if pybind11 and sources("host"):
+            python = [f"-isystem {sysconfig.get_paths()['include']}", f"-isystem {pybind11 / 'include'}"]
+            packer = ninja.objects("cxx", "host", sources("host"), [*hidden, *python])
+            ninja.library(package / f"_packer{sysconfig.get_config_var('EXT_SUFFIX')}", packer, ["-pthread"])
+
+        if nvcc and cuda:
+            device = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "-lineinfo"]
+            device += [f"-I{CSRC / 'include'}", f"-I{CSRC}"]
+            device += [f"-gencode=arch=compute_{code.partition('_')[2]},code={code}" for code in architectures()]
+            named = f"-DPPA_ARCHITECTURES='\"{' '.join(architectures())}\"'"
+            headers = f"-isystem {cuda / 'include'}"
+            gpu = ninja.objects("cxx", "cuda_bindings", sources("bindings"), [*binding, headers, named])
+            gpu += ninja.objects("nvcc", "cuda", sources("cuda"), device)
+            folder = next((f for f in ("lib64", "lib") if (cuda / f / "libcudart_static.a").exists()), "lib")
+            static = [f"-L{cuda / folder}", "-lcudart_static", "-ldl", "-lrt", "-pthread"]
+            ninja.library(package / "_C_cuda.so", gpu, [*link, *static])
+        else:
+            print("ppa-fast: _C_cuda is not built: PPA_FAST_CUDA=0 or no nvcc")
+        ninja.run()
+
+
+class BuildSimt(Command):
+    """``build_simt``: the CUDA sources for the CPU, on the SIMT harness and under the sanitizers; for tests only."""
+
+    description = "build the CUDA kernels for the SIMT harness (tests)"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+
+    def initialize_options(self) -> None:
+        pass
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        torch = package_folder("torch")
+        if torch is None:
+            raise SystemExit("build_simt needs torch")
+        ninja = Ninja(os.environ.get("CXX", "g++"), None, BUILD / "simt")
+        checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+        flags = [*COMMON, "-O1", "-DPPA_SIMT", "-ffp-contract=off", "-Wno-unknown-pragmas", *checked]
+        objects = ninja.objects("cxx", "bindings", sources("bindings"), [*flags, *torch_includes(torch)])
+        objects += ninja.objects("cxx", "cuda", sources("cuda"), ["-x c++", *flags])
+        objects += ninja.objects("cxx", "testing", [CSRC / "testing" / "simt.cpp"], flags)
+        link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-ldl", *checked]
+        ninja.library(BUILD / "simt" / "_C_simt.so", objects, link)
+        ninja.run()
+
+
+class NativeDistribution(Distribution):
+    """A distribution with extension modules, though none are listed: their names are ninja's affair."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+setup(cmdclass={"build_ext": BuildNative, "build_simt": BuildSimt}, distclass=NativeDistribution)

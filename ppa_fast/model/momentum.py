@@ -36,19 +36,26 @@ class MomentumEncoder:
         self.masters = masters
         self.tensors = [t.detach().clone() for t in masters.tensors]
         self._working = dict(self.model.named_parameters())
+        dtype = next(iter(self._working.values())).dtype
+        # The masters in the working precision, which is what travels between ranks; fp32 needs no copy.
+        self._rounded = self.tensors if dtype == torch.float32 else [t.to(dtype) for t in self.tensors]
         self.refresh()
 
     def update(self, momentum: float) -> None:
         """Once a global step, after the optimizer: ``k ← m·k + (1 − m)·q`` in fp32, then the working copy follows."""
-        for k, q in zip(self.tensors, self.masters.tensors, strict=True):
-            ema_(k, q.detach(), momentum)
-        self.refresh()
+        rounded = [] if self._rounded is self.tensors else self._rounded
+        ema_(self.tensors, [q.detach() for q in self.masters.tensors], rounded, momentum)
+        self._gather()
+
+    def refresh(self) -> None:
+        """Brings the working copy in line with a master that was set from outside."""
+        for rounded, master in zip(self._rounded, self.tensors, strict=True):
+            rounded.copy_(master)
+        self._gather()
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Copies the master into the working copy, rounded to its precision before it travels between ranks."""
-        dtype = next(iter(self._working.values())).dtype
-        for name, tensor in self.masters.gather([t.to(dtype) for t in self.tensors]):
+    def _gather(self) -> None:
+        for name, tensor in self.masters.gather(self._rounded):
             self._working[name].copy_(tensor)
 
     @torch.no_grad()

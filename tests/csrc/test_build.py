@@ -1,0 +1,81 @@
+"""What setup.py builds, where it can and where it cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from ppa_fast.ops import library
+from tests.csrc.simt import ROOT
+
+CUDA = library.LIBRARIES["cuda"]
+needs_cuda_library = pytest.mark.skipif(not CUDA.exists(), reason="_C_cuda is not built here")
+
+
+def build(tmp_path, **environment) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path / "out")]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_without_a_compiler_it_says_so_and_succeeds(tmp_path):
+    done = build(tmp_path, PATH=str(tmp_path), CXX="")
+    assert done.returncode == 0, done.stderr
+    assert "not built: no C++ compiler" in done.stdout
+    assert not list((tmp_path / "out").rglob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"PPA_FAST_CUDA": "yes"}, "PPA_FAST_CUDA: found 'yes', expected 0, 1 or auto"),
+        ({"PPA_FAST_CUDA": "1", "CXX": "", "PATH": "/nowhere"}, "PPA_FAST_CUDA=1, but there is no C++ compiler"),
+        ({"PPA_FAST_CUDA": "1", "CXX": "g++", "PATH": "/nowhere", "CUDA_HOME": ""}, "but there is no nvcc"),
+        ({"PPA_FAST_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "hopper"}, "TORCH_CUDA_ARCH_LIST: found 'hopper'"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_an_error(tmp_path, environment, message):
+    if "hopper" in environment.values() and not CUDA.exists():
+        pytest.skip("no nvcc")
+    done = build(tmp_path, **environment)
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+
+
+@needs_cuda_library
+def test_the_cuda_library_loads_without_cuda_and_finds_torchs_stream_where_there_is_one(tmp_path):
+    """libtorch_cuda.so is loaded privately by a CUDA build of torch; a stub of that name stands for it here."""
+    stub = tmp_path / "libtorch_cuda.so"
+    source = "extern int aoti_torch_get_current_cuda_stream(int d, void** s) { *s = 0; return d; }"
+    command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(stub), "-Wl,-soname,libtorch_cuda.so"]
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc")
+    subprocess.run(command, input=source, text=True, check=True)
+    check = f"""
+import ctypes, torch
+if torch.version.cuda is None:
+    before = ctypes.CDLL({str(CUDA)!r}).ppa_finds_torch_stream()
+    ctypes.CDLL({str(stub)!r}, mode=ctypes.RTLD_LOCAL)
+    print(before, ctypes.CDLL({str(CUDA)!r}).ppa_finds_torch_stream())
+else:
+    print(0, ctypes.CDLL({str(CUDA)!r}).ppa_finds_torch_stream())
+torch.ops.load_library({str(CUDA)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "1"]
+
+
+@pytest.mark.parametrize("path", [path for path in library.LIBRARIES.values() if path.exists()], ids=lambda p: p.name)
+def test_the_libraries_need_torchs_stable_interface_only(path):
+    """So that they load in another torch: nothing of c10, ATen or libtorch_cuda by its C++ name."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    listed = subprocess.run(["nm", "-D", "--undefined-only", str(path)], capture_output=True, text=True, check=True)
+    names = [line.split()[-1] for line in listed.stdout.splitlines()]
+    assert any(name.startswith("aoti_torch_") for name in names)
+    foreign = [n for n in names if "c10" in n or "N2at" in n or "torch5" in n or n.startswith("cuda")]
+    assert foreign == []
