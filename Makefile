@@ -1,4 +1,4 @@
-# Targets: setup demo test test-all lint gpu. Each does all set-up by itself, once, in .venv.
+# Targets: setup demo test test-all lint gpu. Each but gpu does all set-up by itself, once, in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,6 +33,10 @@ test: $(BUILT)
 
 test-all: $(BUILT)
 	$(BIN)/python -m pytest
+
+# Builds, tests, sanitizes and measures on this machine's GPU, with PYTHON as it is; installs nothing.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -83,6 +83,12 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"model in {arguments.out}")
 
 
+def _doctor(arguments: argparse.Namespace) -> None:
+    from ppa_fast import doctor
+
+    doctor.main()
+
+
 def _verb(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
@@ -193,6 +199,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("run", metavar="RUN", help="run folder")
     p.add_argument("--out", required=True, help="new folder")
     p.add_argument("--checkpoint", metavar="NAME", help="best, latest or step-… (default: best if any)")
+
+    _verb(verbs, "doctor", "tell what is installed and built, and what runs where", "ppa-fast doctor", _doctor)
     return parser
 
 

@@ -17,7 +17,16 @@ import ppa_fast
 from ppa_fast import cli
 from tests.conftest import write_config
 
-VERBS = [["sample"], ["tokenizer"], ["init"], ["prepare"], ["evaluate"], ["evaluate", "retrieval"], ["export"]]
+VERBS = [
+    ["sample"],
+    ["tokenizer"],
+    ["init"],
+    ["prepare"],
+    ["evaluate"],
+    ["evaluate", "retrieval"],
+    ["export"],
+    ["doctor"],
+]
 PACKAGE = Path(ppa_fast.__file__).parent
 
 
@@ -44,7 +53,7 @@ def test_help(verb, capsys):
     text = capsys.readouterr().out
     assert text.startswith("usage: ppa-fast")
     if verb and verb != ["evaluate"]:
-        assert f"example:\n  ppa-fast {' '.join(verb)} " in text
+        assert f"example:\n  ppa-fast {' '.join(verb)}" in text
 
 
 def test_examples_parse(capsys):

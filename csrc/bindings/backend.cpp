@@ -18,7 +18,7 @@ Launch::Launch(const Tensor&) {
 
 #elif defined(PPA_SIMT)
 
-Launch::Launch(const Tensor&) : context_{nullptr, 2} {}
+Launch::Launch(const Tensor&) : context_{nullptr, 2, 227 * 1024} {}
 
 #else
 
@@ -42,12 +42,15 @@ CurrentStream find_current_stream() {
 
 int ppa_finds_torch_stream() { return find_current_stream() != nullptr; }
 
-Launch::Launch(const Tensor& tensor) : guard_(tensor.get_device_index()), context_{nullptr, 0} {
+Launch::Launch(const Tensor& tensor) : guard_(tensor.get_device_index()), context_{nullptr, 0, 0} {
   static const CurrentStream current_stream = find_current_stream();
   STD_TORCH_CHECK(current_stream != nullptr, "this build of torch has no CUDA (libtorch_cuda.so is not loaded)");
   const int device = tensor.get_device_index();
   STD_TORCH_CHECK(current_stream(device, &context_.stream) == 0, "torch has no current CUDA stream");
-  const cudaError_t error = cudaDeviceGetAttribute(&context_.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaError_t error = cudaDeviceGetAttribute(&context_.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&context_.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA device ", device, ": ", cudaGetErrorString(error));
 }
 

@@ -13,7 +13,7 @@
 
 namespace ppa::cuda {
 
-// Starts kernel<<<grid, block, shared_bytes, stream>>>(arguments...); more than 48 KB of dynamic shared memory is asked
+// Starts the kernel with these arguments; more than 48 KB of dynamic shared memory is asked
 // for first. Returns nullptr, or CUDA's words for what is wrong.
 template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
@@ -23,8 +23,12 @@ Status launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t share
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)> > >(static_cast<Parameters>(arguments)...);
-  const cudaError_t error = cudaGetLastError();
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppa_fast.data.pack import Packer, Sizes
 from ppa_fast.data.sampler import Sampler
-from ppa_fast.data.store import Store
+from ppa_fast.ops.assemble import Layout
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """What every rank knows of a global step without asking the others.
+
+    ``masked``: masked rows of the whole step; ``pairs``: how many pairs each micro-batch has, by number.
+    """
+
+    masked: int
+    pairs: tuple[int, ...]
+
+    def pairs_by_rank(self, world_size: int) -> list[int]:
+        return [sum(self.pairs[rank::world_size]) for rank in range(world_size)]
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """N pairs: what ``ops.assemble`` reads.
+    """A micro-batch of N pairs: what ``ops.assemble`` reads, all of it views of one ``buffer``.
 
-    ``a_tokens``, ``b_tokens``: int32 [Ta], [Tb]; ``a_offsets``, ``b_offsets``: int64 [N+1]; ``pair_ids``, ``epochs``,
-    ``groups``, ``positions``: int64 [N], the last being the pair's place in the global step. ``number``: which
-    micro-batch of the global step this is.
+    ``a_tokens``, ``b_tokens``: int32 [Ta], [Tb]; ``a_offsets``, ``b_offsets``: int32 [N+1]; ``pair_ids``, ``epochs``,
+    ``groups``, ``positions``: int64 [N], the last being the pair's place in the global step; ``layout``: of its
+    streams. ``number``: which micro-batch of the global step ``step`` this is.
     """
 
+    buffer: Tensor
+    sizes: Sizes
     a_tokens: Tensor
     a_offsets: Tensor
     b_tokens: Tensor
@@ -30,64 +48,62 @@ class PairBatch:
     epochs: Tensor
     groups: Tensor
     positions: Tensor
+    layout: Layout
     number: int
+    step: StepTotals
+
+    @classmethod
+    def of(cls, buffer: Tensor, sizes: Sizes, number: int, step: StepTotals) -> PairBatch:
+        """The micro-batch that a packer wrote into ``buffer``."""
+        views = sizes.views(buffer)
+        bounds = views.pop("query_cu_seqlens"), views.pop("masked_cu_rows")
+        layout = Layout(*bounds, query_tokens=sizes.query_tokens, masked=sizes.masked)
+        return cls(buffer, sizes, layout=layout, number=number, step=step, **views)
 
     def __len__(self) -> int:
-        return len(self.pair_ids)
+        return self.sizes.pairs
 
     def to(self, device: torch.device) -> PairBatch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "number"}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        """The same on another device: one copy, which does not wait if the buffer is pinned."""
+        buffer = self.buffer.to(device, non_blocking=self.buffer.is_pinned())
+        return PairBatch.of(buffer, self.sizes, self.number, self.step)
 
 
-def load_pairs(
-    store: Store, rows: NDArray[np.int64], epochs: NDArray[np.int64], positions: NDArray[np.int64], number: int = 0
-) -> PairBatch:
-    """The pairs at these store rows, drawn for these epochs and positions (all int64 [N])."""
-    read = store.rows(rows)
-    return PairBatch(
-        a_tokens=torch.from_numpy(read.a_tokens),
-        a_offsets=torch.from_numpy(read.a_offsets),
-        b_tokens=torch.from_numpy(read.b_tokens),
-        b_offsets=torch.from_numpy(read.b_offsets),
-        pair_ids=torch.from_numpy(read.pair_ids),
-        epochs=torch.from_numpy(epochs),
-        groups=torch.from_numpy(read.groups),
-        positions=torch.from_numpy(positions),
-        number=number,
-    )
-
-
-def cut(lengths: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
-    """Cuts a global step of B pairs into ``parts`` micro-batches, neighbours in length together.
-
-    Padding to the longest of a micro-batch is what a padded forward wastes; sorted by length little is left of it. The
-    cut changes no result: the objective's means are over the global step, and keys enter the queue by position.
-
-    Args:
-        lengths: [B], tokens of each pair. parts: at least 1.
-
-    Returns:
-        The positions (int64, ascending in length) of each micro-batch: B / parts of them, or, where that is no whole
-        number, one more in the first ones.
-    """
-    return np.array_split(np.argsort(lengths, kind="stable").astype(np.int64), parts)
+def micro_batches(
+    packer: Packer,
+    rows: NDArray[np.int64],
+    epochs: NDArray[np.int64],
+    parts: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pinned: bool = False,
+) -> Iterator[PairBatch]:
+    """Cuts the pairs at these store rows, drawn for these epochs (both int64 [B]), into ``parts`` micro-batches; yields
+    those of one rank, packed one at a time: numbers rank, rank + world size, … See :meth:`Packer.step`."""
+    step = packer.step(rows, epochs, parts)
+    totals = StepTotals(step.masked, tuple(step.pairs))
+    for number in range(rank, parts, world_size):
+        sizes = Sizes(*step.sizes(number))
+        buffer = torch.empty(sizes.bytes, dtype=torch.uint8, pin_memory=pinned)
+        step.fill(number, buffer.numpy())
+        yield PairBatch.of(buffer, sizes, number, totals)
 
 
 class Batches:
     """The micro-batches of one rank, by global step.
 
-    With A = B / (micro-batch × world size) accumulation steps, this rank's a-th micro-batch is number a·world + rank
-    of the cut, so that the ranks work on sentences of about equal length at the same time.
+    A global step of B pairs has A × world size of them, with A = B / (micro-batch × world size) accumulation steps: of
+    nearly equal tokens, and of ``micro_batch`` pairs on average. This rank's a-th is number a·world + rank of the cut:
+    at the same time the ranks work on sentences of about equal length.
     """
 
-    def __init__(self, store: Store, sampler: Sampler, micro_batch: int, rank: int, world_size: int) -> None:
-        self.store, self.sampler = store, sampler
+    def __init__(
+        self, packer: Packer, sampler: Sampler, micro_batch: int, rank: int, world_size: int, pinned: bool = False
+    ) -> None:
+        self.packer, self.sampler = packer, sampler
         self.parts = sampler.batch // micro_batch
-        self.mine = range(rank, self.parts, world_size)
+        self.rank, self.world_size, self.pinned = rank, world_size, pinned
 
     def __call__(self, step: int) -> list[PairBatch]:
         rows, epochs = self.sampler.draw(step)
-        a_lengths, b_lengths = self.store.lengths(rows)
-        cuts = cut(a_lengths.astype(np.int64) + b_lengths, self.parts)
-        return [load_pairs(self.store, rows[cuts[n]], epochs[cuts[n]], cuts[n], n) for n in self.mine]
+        return list(micro_batches(self.packer, rows, epochs, self.parts, self.rank, self.world_size, self.pinned))

@@ -105,6 +105,8 @@ class Store:
             if not reader.schema.equals(SCHEMA):
                 raise UserError(f"{path / ROWS}: expected the columns {', '.join(SCHEMA.names)} of this format")
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate()  # the buffers hold what the columns' lengths promise; no row is read
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path / ROWS}: damaged or truncated ({error}); run prepare again") from error
         rows, step = [batch.num_rows for batch in batches], manifest["rows_per_batch"]
@@ -137,11 +139,21 @@ class Store:
         """The length that sentences were truncated to, special tokens not counted."""
         return self.manifest["max_tokens"]
 
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Tokens of the longest sentence of side a and of side b."""
+        return self.manifest["longest_a"], self.manifest["longest_b"]
+
+    def columns(self) -> list[tuple[np.ndarray, ...]]:
+        """Of each record batch, without a copy: values and offsets of side a, of side b (int32), groups (int64)."""
+        return [(b.a.values, b.a.offsets, b.b.values, b.b.offsets, b.groups) for b in self._batches]
+
     def rows(self, indices: np.ndarray) -> Rows:
         """Reads the rows ``indices`` (int64 [n], in any order, repeats allowed), in that order.
 
         Raises:
             IndexError: an index is negative or not below ``len(store)``.
+            ValueError: a row leaves its record batch or is longer than the manifest says: the file is damaged.
         """
         indices = self._checked(indices)
         a_lengths, b_lengths = self.lengths(indices)
@@ -159,12 +171,23 @@ class Store:
 
         Raises:
             IndexError: an index is negative or not below ``len(store)``.
+            ValueError: a row leaves its record batch or is longer than the manifest says: the file is damaged.
         """
         indices = self._checked(indices)
         a_lengths, b_lengths = np.empty(len(indices), np.int32), np.empty(len(indices), np.int32)
         for batch, inner, at in self._touched(indices):
-            a_lengths[at] = batch.a.offsets[inner + 1] - batch.a.offsets[inner]
-            b_lengths[at] = batch.b.offsets[inner + 1] - batch.b.offsets[inner]
+            for side, name, longest, lengths in zip(
+                (batch.a, batch.b), "ab", self.longest, (a_lengths, b_lengths), strict=True
+            ):
+                begins, ends = side.offsets[inner].astype(np.int64), side.offsets[inner + 1].astype(np.int64)
+                bad = (begins < 0) | (ends < begins) | (ends > len(side.values)) | (ends - begins > longest)
+                if bad.any():
+                    first = int(bad.argmax())
+                    raise ValueError(
+                        f"{self.path / ROWS}: row {indices[at[first]]}, side {name}: tokens {begins[first]} to "
+                        f"{ends[first]} of {len(side.values)}, expected at most {longest}"
+                    )
+                lengths[at] = ends - begins
         return a_lengths, b_lengths
 
     def _checked(self, indices: np.ndarray) -> np.ndarray:
@@ -210,6 +233,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise UserError(f"{path}: store format {version}, this version reads {FORMAT_VERSION}; run prepare again")
     needed = {"pairs", "fingerprint", "special_ids", "vocab_size", "max_tokens", "rows_per_batch", "language_pairs"}
+    needed |= {"longest_a", "longest_b"}
     if missing := sorted(needed - manifest.keys()):
         raise UserError(f"{path / MANIFEST}: lacks {', '.join(missing)}; run prepare again")
     return manifest

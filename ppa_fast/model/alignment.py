@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ppa_fast.model.encoder import encoder_of, lm_head_of, max_sequence, pool
+from ppa_fast.model.encoder import encoder_of, lm_decoder, lm_head_of, lm_transform, max_sequence, pool
 from ppa_fast.model.heads import projection_head
 from ppa_fast.ops.assemble import Assembled, Stream
 from ppa_fast.ops.masked_lm_loss import masked_lm_loss
@@ -70,7 +70,10 @@ class AlignmentModel(nn.Module):
             hidden, _ = self.hidden(batch.tlm)
             rows = batch.masked_rows
             selected = hidden[batch.tlm.sequence[rows], batch.tlm.positions[rows]]
-            tlm_loss = masked_lm_loss(lm_head_of(self.mlm)(selected), batch.labels)
+            # The decoder's weights are read past its forward: what gathers them there (ZeRO-3) has to know.
+            decoder = lm_decoder(self.mlm)
+            transformed = lm_transform(self.mlm, selected)
+            tlm_loss = masked_lm_loss(transformed, decoder.weight, decoder.bias, batch.labels)
         if self.moco:
             query = self.project(batch.query)
         return tlm_loss, query

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
@@ -105,6 +106,23 @@ def encoder_of(mlm: PreTrainedModel) -> nn.Module:
 def lm_head_of(mlm: PreTrainedModel) -> nn.Module:
     """The LM head inside a masked language model of one of ``FAMILIES``: hidden states [..., H] → logits [..., V]."""
     return getattr(mlm, FAMILIES[mlm.config.model_type][1])
+
+
+def lm_transform(mlm: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The LM head up to its last layer: hidden states [..., H] → [..., H]."""
+    head: Any = lm_head_of(mlm)
+    if mlm.config.model_type == "bert":
+        transformed: Tensor = head.predictions.transform(hidden)
+    else:
+        transformed = head.layer_norm(F.gelu(head.dense(hidden)))
+    return transformed
+
+
+def lm_decoder(mlm: PreTrainedModel) -> nn.Linear:
+    """The LM head's last layer, H → V; its weight is that of the input embeddings where the model ties them."""
+    head: Any = lm_head_of(mlm)
+    decoder: nn.Linear = head.predictions.decoder if mlm.config.model_type == "bert" else head.decoder
+    return decoder
 
 
 def max_sequence(config: PretrainedConfig) -> int:

@@ -51,7 +51,7 @@ def objective(
     """
     moco_sum = top1 = torch.zeros_like(tlm_sum)
     if weights.moco:
-        loss, hits = infonce(query, keys, groups, queue.vectors, queue.groups, queue.live, weights.temperature)
+        loss, hits = infonce(query, keys, groups, queue.vectors, queue.groups, queue.state, weights.temperature)
         moco_sum, top1 = loss.sum(), hits.sum()
     total = weights.tlm * tlm_sum / max(masked_in_step, 1) + weights.moco * moco_sum / pairs_in_step
     return Losses(total=total, tlm=tlm_sum.detach(), moco=moco_sum.detach(), top1=top1)

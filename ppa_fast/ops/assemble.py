@@ -7,29 +7,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppa_fast.ops.philox import STREAM_COIN, STREAM_MASKING, pair_words, threshold
+from ppa_fast.ops.checks import check, check_range
+from ppa_fast.ops.library import operation
+from ppa_fast.ops.philox import MASK32
+from ppa_fast.ops.reference import assemble as reference
 
 
 @dataclass(frozen=True)
 class Stream:
     """Sequences laid end to end.
 
-    ``tokens``: int64 [T]; ``cu_seqlens``: int64 [S+1], the sequences' boundaries; ``positions``: int64 [T], a token's
-    index in its own sequence; ``sequence``: int64 [T], the number of the sequence that a token belongs to.
+    ``tokens``: int32 [T]; ``cu_seqlens``: int32 [S+1], the sequences' boundaries; ``positions``: int32 [T], a token's
+    index in its own sequence.
     """
 
     tokens: Tensor
     cu_seqlens: Tensor
     positions: Tensor
-    sequence: Tensor
+
+    @property
+    def sequence(self) -> Tensor:
+        """int32 [T], the number of the sequence that a token belongs to."""
+        return torch.repeat_interleave(self.cu_seqlens.diff(), output_size=len(self.tokens))
 
     def padded(self, pad: int) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask (bool), both [S, L] with L the longest sequence."""
+        """Token ids (int32) and attention mask (bool), both [S, L] with L the longest sequence."""
         count, longest = len(self.cu_seqlens) - 1, int(self.positions.max()) + 1
         ids = self.tokens.new_full((count, longest), pad)
         mask = torch.zeros((count, longest), dtype=torch.bool, device=self.tokens.device)
-        ids[self.sequence, self.positions] = self.tokens
-        mask[self.sequence, self.positions] = True
+        sequence = self.sequence
+        ids[sequence, self.positions] = self.tokens
+        mask[sequence, self.positions] = True
         return ids, mask
 
 
@@ -49,23 +57,86 @@ class Assembled:
     swap: Tensor
 
 
-def coins(seed: int, epochs: Tensor, pair_ids: Tensor) -> Tensor:
-    """Random input shuffling: bool [N]; False: a is the query side and b the key side, True: the other way round."""
-    w0, _, _, _ = pair_words(seed, epochs, pair_ids, STREAM_COIN, torch.zeros_like(pair_ids))
-    return (w0 >> 31).bool()
+@dataclass(frozen=True)
+class Layout:
+    """What the host knows about N pairs before they are assembled: so nothing waits for the device to count.
+
+    ``query_cu_seqlens``: int32 [N+1], boundaries of the query stream; ``masked_cu_rows``: int32 [N+1], running count of
+    the masked rows, pair by pair; ``query_tokens`` and ``masked``: the last of each.
+    """
+
+    query_cu_seqlens: Tensor
+    masked_cu_rows: Tensor
+    query_tokens: int
+    masked: int
 
 
-def _lay_out(lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """cu_seqlens [S+1], sequence [T] and positions [T] of sequences of these lengths."""
-    cu_seqlens = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-    positions = torch.arange(len(sequence), device=lengths.device) - cu_seqlens[sequence]
-    return cu_seqlens, sequence, positions
+def _fake(
+    a_tokens: Tensor,
+    a_offsets: Tensor,
+    b_tokens: Tensor,
+    b_offsets: Tensor,
+    pair_ids: Tensor,
+    epochs: Tensor,
+    query_cu_seqlens: Tensor,
+    masked_cu_rows: Tensor,
+    query_tokens: int,
+    masked: int,
+    *_: object,
+) -> tuple[Tensor, ...]:
+    pairs, ordinary = len(pair_ids), len(a_tokens) + len(b_tokens)
+    key_tokens = ordinary + 4 * pairs - query_tokens
+    bounds, tlm_tokens = pairs + 1, ordinary + 3 * pairs
+    sizes = [query_tokens, query_tokens, key_tokens, bounds, key_tokens, tlm_tokens, bounds, tlm_tokens]
+    return (
+        *(a_tokens.new_empty(size, dtype=torch.int32) for size in sizes),
+        *(a_tokens.new_empty(masked, dtype=torch.int64) for _ in range(2)),
+        a_tokens.new_empty(pairs, dtype=torch.bool),
+    )
 
 
-def _gather(source: Tensor, starts: Tensor, index: Tensor, inside: Tensor, otherwise: Tensor) -> Tensor:
-    """``source[starts + index]`` where ``inside``, else ``otherwise``."""
-    return torch.where(inside, source[torch.where(inside, starts + index, 0)], otherwise)
+_assemble = operation(
+    "assemble(Tensor a_tokens, Tensor a_offsets, Tensor b_tokens, Tensor b_offsets, Tensor pair_ids, Tensor epochs, "
+    "Tensor query_cu_seqlens, Tensor masked_cu_rows, SymInt query_tokens, SymInt masked, int seed, int cls, int sep, "
+    "int mask, int vocab_size, float mask_probability, bool input_shuffling) "
+    f"-> ({', '.join(['Tensor'] * 11)})",
+    reference=reference.assemble,
+    fake=_fake,
+)
+
+
+def layout(
+    a_offsets: Tensor,
+    b_offsets: Tensor,
+    pair_ids: Tensor,
+    epochs: Tensor,
+    *,
+    seed: int,
+    mask_probability: float = 0.15,
+    input_shuffling: bool = True,
+) -> Layout:
+    """Lays out the streams of N pairs on the host, from the lengths of their rows and their random decisions.
+
+    Args:
+        a_offsets, b_offsets: int32 [N+1], boundaries of the rows. pair_ids, epochs: int64 [N]. All on the CPU.
+        seed, mask_probability, input_shuffling: as for :func:`assemble`.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; the message names it.
+    """
+    check_range("mask_probability", mask_probability, 0.0, 1.0)
+    check("pair_ids", pair_ids, [torch.int64], [None])
+    check("epochs", epochs, [torch.int64], [len(pair_ids)], like=pair_ids)
+    for name, offsets in (("a_offsets", a_offsets), ("b_offsets", b_offsets)):
+        check(name, offsets, [torch.int32], [len(pair_ids) + 1], like=pair_ids)
+        if fault := reference.offsets_fault(offsets, int(offsets[-1])):
+            raise ValueError(f"{name}: {fault}")
+    swap = reference.coins(seed, epochs, pair_ids, input_shuffling)
+    query, key = reference.sides(swap, a_offsets.diff().long(), b_offsets.diff().long())
+    selected, _ = reference.masking(query, key, pair_ids, epochs, seed, mask_probability)
+    query_cu_seqlens = reference.boundaries(query + 2)
+    masked_cu_rows = reference.count_rows(selected, reference.boundaries(query + key + 3))
+    return Layout(query_cu_seqlens.int(), masked_cu_rows.int(), int(query_cu_seqlens[-1]), int(masked_cu_rows[-1]))
 
 
 def assemble(
@@ -75,6 +146,7 @@ def assemble(
     b_offsets: Tensor,
     pair_ids: Tensor,
     epochs: Tensor,
+    layout: Layout,
     *,
     seed: int,
     cls: int,
@@ -89,50 +161,71 @@ def assemble(
     The query stream is ``[CLS] query [SEP]``, the key stream ``[CLS] key [SEP]``, the TLM stream
     ``[CLS] query [SEP] key [SEP]`` with the masking applied. An ordinary token at position i of its TLM sequence is
     selected iff ``w0 < T(mask_probability)``; a selected one becomes ``mask`` if ``w1 < T(0.8)``, else the id
-    ``(w2 * vocab_size) >> 32`` if ``w1 < T(0.9)``, else stays. Special = inserted here; no other token is exempt.
+    ``(w2 * vocab_size) >> 32`` if ``w1 < T(0.9)``, else stays. Special = inserted here; no other token is exempt. Every
+    backend agrees bit for bit.
 
     Args:
-        a_tokens, b_tokens: integer [Ta], [Tb], the rows of both sides laid end to end, without special tokens.
-        a_offsets, b_offsets: integer [N+1], their boundaries.
-        pair_ids, epochs: int64 [N].
-        seed: of the run. cls, sep, mask: token ids. vocab_size: ids drawn are below it, specials included.
+        a_tokens, b_tokens: int32 [Ta], [Tb], the rows of both sides laid end to end, without special tokens.
+        a_offsets, b_offsets: int32 [N+1], their boundaries. Ta + Tb + 4 N is below 2^31.
+        pair_ids, epochs: int64 [N]; epochs count modulo 2^32.
+        layout: of these pairs, by :func:`layout` with the same seed, probability and shuffling, moved to their device.
+        seed: of the run, modulo 2^32. cls, sep, mask: token ids, below vocab_size.
+        vocab_size: 1 to 2^31; ids drawn are below it, specials included.
         input_shuffling: False makes side a the query of every pair.
 
     Returns:
-        :class:`Assembled`, on the device of the arguments.
+        :class:`Assembled`, on the device of the arguments; nothing waits for the device.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; the message names it.
+        RuntimeError: on the CPU, what the tensors hold is wrong: offsets, a layout that does not fit, an id outside the
+            vocabulary. CUDA could tell only by waiting for the device; it stays within bounds, and the streams are then
+            undefined. Check on the host before: :func:`layout` checks the offsets.
     """
-    a_offsets, b_offsets = a_offsets.long(), b_offsets.long()
-    swap = coins(seed, epochs, pair_ids) if input_shuffling else torch.zeros_like(pair_ids, dtype=torch.bool)
-    source = torch.cat([a_tokens, b_tokens, a_tokens.new_zeros(1)]).long()  # one spare: an empty source can be indexed
-    a_start, b_start = a_offsets[:-1], b_offsets[:-1] + len(a_tokens)
-    a_length, b_length = a_offsets.diff(), b_offsets.diff()
-    query_start, key_start = torch.where(swap, b_start, a_start), torch.where(swap, a_start, b_start)
-    query_length, key_length = torch.where(swap, b_length, a_length), torch.where(swap, a_length, b_length)
-
-    def sentence(starts: Tensor, lengths: Tensor) -> Stream:
-        cu_seqlens, sequence, at = _lay_out(lengths + 2)
-        inside = (at > 0) & (at <= lengths[sequence])
-        special = torch.where(at == 0, cls, sep)
-        return Stream(_gather(source, starts[sequence], at - 1, inside, special), cu_seqlens, at, sequence)
-
-    cu_seqlens, sequence, at = _lay_out(query_length + key_length + 3)
-    first, second = query_length[sequence], key_length[sequence]
-    in_first = (at > 0) & (at <= first)
-    in_second = (at > first + 1) & (at <= first + 1 + second)
-    special = torch.where(at == 0, cls, sep)
-    original = _gather(source, query_start[sequence], at - 1, in_first, special)
-    original = _gather(source, key_start[sequence], at - first - 2, in_second, original)
-
-    w0, w1, w2, _ = pair_words(seed, epochs[sequence], pair_ids[sequence], STREAM_MASKING, at)
-    selected = (in_first | in_second) & (w0 < threshold(mask_probability))
-    drawn = torch.where(w1 < threshold(0.9), (w2 * vocab_size) >> 32, original)
-    replaced = torch.where(w1 < threshold(0.8), mask, drawn)
-    masked_rows = selected.nonzero().squeeze(1)
+    check("pair_ids", pair_ids, [torch.int64], [None])
+    pairs = len(pair_ids)
+    for name, tensor, dtype, size in (
+        ("a_tokens", a_tokens, torch.int32, None),
+        ("a_offsets", a_offsets, torch.int32, pairs + 1),
+        ("b_tokens", b_tokens, torch.int32, None),
+        ("b_offsets", b_offsets, torch.int32, pairs + 1),
+        ("epochs", epochs, torch.int64, pairs),
+        ("layout.query_cu_seqlens", layout.query_cu_seqlens, torch.int32, pairs + 1),
+        ("layout.masked_cu_rows", layout.masked_cu_rows, torch.int32, pairs + 1),
+    ):
+        check(name, tensor, [dtype], [size], like=pair_ids)
+    ordinary = len(a_tokens) + len(b_tokens)
+    check_range("a_tokens: tokens of both sides, and 4 a pair", ordinary + 4 * pairs, 0, 2**31 - 1)
+    check_range("layout.query_tokens", layout.query_tokens, 2 * pairs, 2 * pairs + ordinary)
+    check_range("layout.masked", layout.masked, 0, ordinary)
+    check_range("vocab_size", vocab_size, 1, 2**31)
+    for name, token in (("cls", cls), ("sep", sep), ("mask", mask)):
+        check_range(name, token, 0, vocab_size - 1)
+    check_range("mask_probability", mask_probability, 0.0, 1.0)
+    query, query_at, key, key_bounds, key_at, tlm, tlm_bounds, tlm_at, masked_rows, labels, swap = _assemble(
+        a_tokens,
+        a_offsets,
+        b_tokens,
+        b_offsets,
+        pair_ids,
+        epochs,
+        layout.query_cu_seqlens,
+        layout.masked_cu_rows,
+        layout.query_tokens,
+        layout.masked,
+        seed & MASK32,
+        cls,
+        sep,
+        mask,
+        vocab_size,
+        mask_probability,
+        input_shuffling,
+    )
     return Assembled(
-        query=sentence(query_start, query_length),
-        key=sentence(key_start, key_length),
-        tlm=Stream(torch.where(selected, replaced, original), cu_seqlens, at, sequence),
+        query=Stream(query, layout.query_cu_seqlens, query_at),
+        key=Stream(key, key_bounds, key_at),
+        tlm=Stream(tlm, tlm_bounds, tlm_at),
         masked_rows=masked_rows,
-        labels=original[masked_rows],
+        labels=labels,
         swap=swap,
     )

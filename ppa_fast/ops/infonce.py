@@ -2,37 +2,103 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ppa_fast.ops.checks import check
+from ppa_fast.ops.library import operation
+from ppa_fast.ops.reference import infonce as reference
+from ppa_fast.ops.ring import check_ring
+
+MAX_DIM = 1024
+
+
+def _fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    loss, dq = query.new_empty(len(query), dtype=torch.float32), torch.empty_like(query, dtype=torch.float32)
+    return loss, torch.empty_like(loss, dtype=torch.bool), dq
+
+
+_infonce = operation(
+    "infonce(Tensor query, Tensor positive, Tensor groups, Tensor(a!) ring, Tensor(b!) ring_groups, Tensor(c!) state,"
+    " Tensor? positions, float temperature) -> (Tensor loss, Tensor top1, Tensor dq)",
+    reference=reference.infonce,
+    fake=_fake,
+)
 
 
 def infonce(
     query: Tensor,
     positive: Tensor,
     groups: Tensor,
-    queue: Tensor,
-    queue_groups: Tensor,
-    live: Tensor,
+    ring: Tensor,
+    ring_groups: Tensor,
+    state: Tensor,
     temperature: float,
+    positions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``loss_i = log( e^{q·k+/τ} + Σ_j [group_j ≠ group_i] e^{q·u_j/τ} ) − q·k+/τ`` over the live rows u_j.
+    """``loss_i = log( e^{q·k+/τ} + Σ_j [group_j ≠ group_i] e^{q·u_j/τ} ) − q·k+/τ`` over the ring's live rows u_j.
 
-    Rows of the query's own group are translations of the same sentence, hence not negatives. No gradient flows to keys.
+    Rows of the query's own group are translations of the same sentence, hence not negatives. The gradient flows to the
+    query alone; it is computed with the loss, ``dq_i = ((p+ − 1) k+ + Σ_j p_j u_j) / τ``, and is all that is kept for
+    backward: neither pass needs memory that grows with the ring.
 
     Args:
-        query: [N, D], unit rows. positive: [N, D], unit rows. groups: int64 [N].
-        queue: [R, D], unit rows. queue_groups: int64 [R]. live: bool [R], False for empty and pending rows.
+        query, positive: [N, D], N ≥ 1, D a multiple of 8 up to 1,024; fp32 or the ring's type, to which they are
+            rounded. groups: int64 [N].
+        ring, ring_groups, state: as for ``ops.ring.enqueue``, R ≥ 1. Rows that are not live are no negatives, whatever
+            they hold; on a GPU, with D above 256 or in fp32, they must be finite, which ``enqueue`` sees to.
         temperature: τ > 0.
+        positions: int64 [N]: the positives are enqueued there too, in the same chain of launches; None: nothing is
+            written.
 
     Returns:
-        loss: fp32 [N]. top1: bool [N], the positive beats every negative.
+        loss: fp32 [N]; not finite where a vector is not. top1: bool [N], the positive is strictly above every negative.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; the message names it.
     """
-    query, positive, queue = query.float(), positive.detach().float(), queue.detach().float()
-    positive_logit = (query * positive).sum(1, keepdim=True) / temperature
-    negative_logits = query @ queue.T / temperature
-    not_negative = ~live[None, :] | (queue_groups[None, :] == groups[:, None])
-    negative_logits = negative_logits.masked_fill(not_negative, -torch.inf)
-    logits = torch.cat([positive_logit, negative_logits], dim=1)
-    loss = torch.logsumexp(logits, dim=1) - positive_logit.squeeze(1)
-    top1 = (positive_logit > negative_logits).all(dim=1)
-    return loss, top1
+    check_ring(ring, ring_groups, state)
+    dim = ring.shape[1]
+    if dim % 8 or not 0 < dim <= MAX_DIM:
+        raise ValueError(f"ring: found {dim} columns, expected a multiple of 8 up to {MAX_DIM}")
+    check("query", query, [torch.float32, ring.dtype], (None, dim), like=ring)
+    n = len(query)
+    if n < 1:
+        raise ValueError(f"query: found shape {list(query.shape)}, expected at least one row")
+    check("positive", positive, [torch.float32, ring.dtype], (n, dim), like=ring)
+    check("groups", groups, [torch.int64], (n,), like=ring)
+    if positions is not None:
+        check("positions", positions, [torch.int64], (n,), like=ring)
+    if not temperature > 0:
+        raise ValueError(f"temperature: found {temperature}, expected more than 0")
+    return _InfoNce.apply(query, positive, groups, ring, ring_groups, state, positions, temperature)
+
+
+class _InfoNce(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        positive: Tensor,
+        groups: Tensor,
+        ring: Tensor,
+        ring_groups: Tensor,
+        state: Tensor,
+        positions: Tensor | None,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        rounded = query.to(ring.dtype), positive.to(ring.dtype)
+        loss, top1, dq = _infonce(*rounded, groups, ring, ring_groups, state, positions, temperature)
+        ctx.save_for_backward(dq)
+        ctx.mark_non_differentiable(top1)
+        ctx.dtype = query.dtype
+        return loss, top1
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (dq,) = ctx.saved_tensors
+        return (loss[:, None] * dq).to(ctx.dtype), *[None] * 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ppa_fast.errors import UserError
 
 
 def rank() -> int:
@@ -26,7 +29,11 @@ def local_rank() -> int:
 
 
 def start() -> torch.device:
-    """Joins (or, alone, makes) the process group and returns this rank's device."""
+    """Joins (or, alone, makes) the process group and returns this rank's device.
+
+    Raises:
+        UserError: on a CPU, without the compiler that DeepSpeed needs there.
+    """
     if "WORLD_SIZE" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -39,6 +46,8 @@ def start() -> torch.device:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     import deepspeed  # here: it takes seconds, and mistakes in the settings are told before
 
+    if deepspeed.get_accelerator().device_name() == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UserError("training on a CPU: found no g++, which DeepSpeed compiles its collectives with at start")
     deepspeed.init_distributed()
     # DeepSpeed's choice (DS_ACCELERATOR=cpu stays off a GPU that is there), or it and the model would part.
     return torch.device(deepspeed.get_accelerator().device_name(local_rank()))
@@ -51,11 +60,13 @@ def sum_over_ranks(values: Sequence[float | Tensor], device: torch.device) -> li
     return total.tolist()
 
 
-def concatenate_over_ranks(tensor: Tensor) -> Tensor:
-    """The ranks' tensors (equal shapes) one after another along the first dimension, on every rank."""
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+def concatenate_over_ranks(tensor: Tensor, counts: Sequence[int]) -> Tensor:
+    """The ranks' tensors (``counts``: rows of each) one after another along the first dimension, on every rank."""
+    parts = [tensor.new_empty(max(counts), *tensor.shape[1:]) for _ in counts]
+    padded = tensor.new_zeros(parts[0].shape)
+    padded[: len(tensor)] = tensor
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 class StopSignal:

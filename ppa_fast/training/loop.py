@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ppa_fast.data.batch import Batches, PairBatch, cut, load_pairs
+from ppa_fast.data.batch import Batches, PairBatch, micro_batches
 from ppa_fast.data.encode import TextEncoder
+from ppa_fast.data.pack import packer_for
 from ppa_fast.data.sampler import Sampler
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation.retrieval import alignment_uniformity, retrieval_scores, summarise
@@ -26,6 +27,7 @@ from ppa_fast.model.folder import save_base
 from ppa_fast.model.momentum import MomentumEncoder
 from ppa_fast.model.objective import Weights, objective
 from ppa_fast.model.queue import NO_GROUP, KeyQueue
+from ppa_fast.ops import library
 from ppa_fast.ops.assemble import Assembled, assemble
 from ppa_fast.ops.philox import torch_seed
 from ppa_fast.progress import Progress
@@ -36,7 +38,7 @@ from ppa_fast.training.metrics import JsonLines
 from ppa_fast.training.plan import Plan, make_plan, say
 from ppa_fast.training.zero import ZeroMasters, optimizer_for
 
-WARMUP_CHUNK = 256  # pairs encoded at once when the queue is filled
+WARMUP_CHUNK = 256  # pairs encoded at once, on average, when the queue is filled
 
 
 def train(settings: Settings) -> dict[str, Any]:
@@ -54,7 +56,10 @@ def train(settings: Settings) -> dict[str, Any]:
     if distributed.rank() == 0:
         for warning in plan.warnings:
             say(f"warning: {warning}")
-    trainer = Trainer(plan, distributed.start())
+    device = distributed.start()
+    if distributed.rank() == 0 and (reason := library.why_not_native(device.type)):
+        say(f"the operations run on PyTorch's reference implementations: {reason}")
+    trainer = Trainer(plan, device)
     try:
         return trainer.fit()
     finally:
@@ -100,8 +105,15 @@ class Trainer:
         self.momentum = MomentumEncoder(momentum_model, self.masters) if settings.moco else None
 
         self.sampler = Sampler(len(plan.store), config.batch, settings.seed)
-        self.batches = Batches(plan.store, self.sampler, config.micro_batch, self.rank, self.world)
-        self.queue = KeyQueue(settings.queue_size, config.batch, settings.projection_dim, device)
+        self.draws: dict[str, Any] = {
+            "seed": settings.seed,
+            "mask_probability": settings.mask_probability if settings.tlm else 0.0,
+            "input_shuffling": settings.input_shuffling,
+        }
+        self.packer = packer_for(plan.store, **self.draws)
+        self.pinned = device.type == "cuda"
+        self.batches = Batches(self.packer, self.sampler, config.micro_batch, self.rank, self.world, pinned=self.pinned)
+        self.queue = KeyQueue(settings.queue_size, config.batch, settings.projection_dim, device, config.dtype)
         self.weights = Weights(
             tlm=settings.tlm_weight if settings.tlm else 0.0,
             moco=settings.moco_weight if settings.moco else 0.0,
@@ -123,7 +135,7 @@ class Trainer:
     # One global step.
 
     def _assemble(self, batch: PairBatch) -> Assembled:
-        special, settings = self.plan.store.special, self.settings
+        special = self.plan.store.special
         return assemble(
             batch.a_tokens,
             batch.a_offsets,
@@ -131,13 +143,12 @@ class Trainer:
             batch.b_offsets,
             batch.pair_ids,
             batch.epochs,
-            seed=settings.seed,
+            batch.layout,
             cls=special.cls,
             sep=special.sep,
             mask=special.mask,
             vocab_size=special.vocab_size,
-            mask_probability=settings.mask_probability if settings.tlm else 0.0,
-            input_shuffling=settings.input_shuffling,
+            **self.draws,
         )
 
     def train_step(self) -> dict[str, Any]:
@@ -145,7 +156,7 @@ class Trainer:
         settings, pairs = self.settings, self.plan.config.batch
         batches = [batch.to(self.device) for batch in self.batches(self.step)]
         assembled = [self._assemble(batch) for batch in batches]
-        (masked,) = distributed.sum_over_ranks([sum(len(a.labels) for a in assembled)], self.device)
+        totals = batches[0].step
 
         tlm = moco = top1 = torch.zeros((), device=self.device)
         keys: list[Tensor] = []
@@ -153,7 +164,7 @@ class Trainer:
             torch.manual_seed(torch_seed(settings.seed, 1 + self.step, batch.number))
             key = self.momentum.keys(streams.key) if self.momentum else torch.zeros(len(batch), 1, device=self.device)
             tlm_sum, query = self.engine(streams)
-            losses = objective(tlm_sum, query, key, batch.groups, self.queue, self.weights, int(masked), pairs)
+            losses = objective(tlm_sum, query, key, batch.groups, self.queue, self.weights, totals.masked, pairs)
             # DeepSpeed divides by the accumulation steps and averages over the ranks; the total is a part of a sum.
             self.engine.backward(losses.total * (self.plan.config.accumulation * self.world))
             if batch is not batches[-1]:
@@ -174,12 +185,14 @@ class Trainer:
             if self.momentum:
                 self.momentum.update(settings.momentum)
                 groups, positions = (torch.cat([getattr(b, name) for b in batches]) for name in ("groups", "positions"))
-                self.queue.enqueue(*map(distributed.concatenate_over_ranks, (step_keys, groups, positions)))
+                counts = totals.pairs_by_rank(self.world)
+                mine = (step_keys, groups, positions)
+                self.queue.enqueue(*(distributed.concatenate_over_ranks(each, counts) for each in mine))
                 self.queue.commit(pairs)
         else:
             self.skipped += 1
         self.step += 1
-        loss_tlm, loss_moco = tlm_sum / max(masked, 1), moco_sum / pairs
+        loss_tlm, loss_moco = tlm_sum / max(totals.masked, 1), moco_sum / pairs
         return {
             "step": self.step,
             "loss": self.weights.tlm * loss_tlm + self.weights.moco * loss_moco,
@@ -297,14 +310,14 @@ class Trainer:
             groups = torch.full((settings.queue_size,), NO_GROUP, dtype=torch.int64, device=self.device)
             return self.queue.fill(vectors, groups)
         rows, epochs = self.sampler.at(np.arange(pairs - count, pairs, dtype=np.int64))
-        a_lengths, b_lengths = self.plan.store.lengths(rows)
-        chunks = cut(a_lengths.astype(np.int64) + b_lengths, -(-count // WARMUP_CHUNK))
+        parts = -(-count // WARMUP_CHUNK)
         mine = []
         with Progress("fill the queue", count, "keys", enabled=self.rank == 0) as bar:
-            for at in chunks[self.rank :: self.world]:
-                batch = load_pairs(self.plan.store, rows[at], epochs[at], at).to(self.device)
-                mine.append((at, self.momentum.keys(self._assemble(batch).key).cpu(), batch.groups.cpu()))
-                bar.update(len(at) * self.world)
+            for batch in micro_batches(self.packer, rows, epochs, parts, self.rank, self.world, self.pinned):
+                chunk_keys = self.momentum.keys(self._assemble(batch.to(self.device)).key)
+                # Copies: a view would be sent with the whole buffer.
+                mine.append((batch.positions.clone(), chunk_keys.cpu(), batch.groups.clone()))
+                bar.update(sum(batch.step.pairs[batch.number : batch.number + self.world]))
         everyone: list[Any] = [mine] * self.world
         dist.all_gather_object(everyone, mine)
         keys, groups = torch.empty(count, settings.projection_dim), torch.empty(count, dtype=torch.int64)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from itertools import pairwise
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from torch import Tensor
 
-from ppa_fast.data.batch import Batches, PairBatch, cut, load_pairs
+from ppa_fast.data.batch import Batches, PairBatch, StepTotals, micro_batches
+from ppa_fast.data.pack import Packer, packer_for
 from ppa_fast.data.sampler import Sampler
 from ppa_fast.data.store import Store
 
 BATCH = 24
-TENSORS = [f.name for f in fields(PairBatch) if f.name != "number"]
 
 
 @pytest.fixture(scope="module")
@@ -25,42 +24,39 @@ def store(tiny) -> Store:
 
 
 @pytest.fixture(scope="module")
+def packer(store) -> Packer:
+    return packer_for(store, seed=9, mask_probability=0.15, input_shuffling=True)
+
+
+@pytest.fixture(scope="module")
 def sampler(store) -> Sampler:
     return Sampler(len(store), BATCH, seed=9)
 
 
-def lengths(batch: PairBatch) -> list[int]:
-    return (batch.a_offsets.diff() + batch.b_offsets.diff()).tolist()
+def tensors(batch: PairBatch) -> dict[str, Tensor]:
+    found = {f.name: getattr(part, f.name) for part in (batch, batch.layout) for f in fields(part)}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def tokens(batch: PairBatch) -> Tensor:
+    """Of each pair, as the encoders read them."""
+    return 2 * (batch.a_offsets.diff() + batch.b_offsets.diff()) + 7
 
 
 def same(one: PairBatch, other: PairBatch) -> bool:
-    return one.number == other.number and all(torch.equal(getattr(one, n), getattr(other, n)) for n in TENSORS)
-
-
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=50), st.integers(1, 12))
-def test_a_cut_holds_every_position_once_in_order_of_length(counts, parts):
-    values = np.array(counts, np.int64)
-    pieces = cut(values, parts)
-    assert len(pieces) == parts
-    assert all(piece.dtype == np.int64 for piece in pieces)
-    joined = np.concatenate(pieces)
-    assert sorted(joined.tolist()) == list(range(len(counts)))
-    assert (np.diff(values[joined]) >= 0).all()
-    # Equal lengths keep the order of their positions, so that the cut is one on every machine.
-    assert all(p < q for p, q in pairwise(joined) if values[p] == values[q])
-    sizes = [len(piece) for piece in pieces]
-    assert max(sizes) - min(sizes) <= 1
-    if len(counts) % parts == 0:
-        assert sizes == [len(counts) // parts] * parts
+    numbers = (one.number, one.step, one.sizes) == (other.number, other.step, other.sizes)
+    return numbers and all(
+        torch.equal(a, b) for a, b in zip(tensors(one).values(), tensors(other).values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 24), (1, 4), (2, 12), (2, 3), (3, 4), (4, 1)])
 @pytest.mark.parametrize("step", [0, 12, 13])  # 300 pairs: step 12 is half epoch 0, half epoch 1
-def test_all_ranks_together_hold_the_drawn_pairs(store, sampler, world, micro, step):
-    ranks = [Batches(store, sampler, micro, rank, world)(step) for rank in range(world)]
+def test_all_ranks_together_hold_the_drawn_pairs(store, packer, sampler, world, micro, step):
+    ranks = [Batches(packer, sampler, micro, rank, world)(step) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {BATCH // micro // world}  # every rank has as many
-    batches = [batch for rank in ranks for batch in rank]
-    assert all(len(batch) == micro for batch in batches)
+    batches = list(chain.from_iterable(ranks))
+    assert sum(len(batch) for batch in batches) == BATCH  # micro pairs on average
     positions = torch.cat([batch.positions for batch in batches])
     order = positions.argsort()
     assert positions[order].tolist() == list(range(BATCH))
@@ -72,40 +68,74 @@ def test_all_ranks_together_hold_the_drawn_pairs(store, sampler, world, micro, s
     assert torch.cat([batch.groups for batch in batches])[order].tolist() == groups.tolist()
 
 
-def test_micro_batches_are_sorted_by_length_and_ranks_get_neighbours(store, sampler):
-    parts = {b.number: b for rank in range(2) for b in Batches(store, sampler, 4, rank, 2)(3)}
+def test_micro_batches_are_sorted_by_length_and_ranks_get_neighbours(packer, sampler):
+    parts = {b.number: b for rank in range(2) for b in Batches(packer, sampler, 4, rank, 2)(3)}
     assert sorted(parts) == list(range(6))
-    joined = [length for number in range(6) for length in lengths(parts[number])]
+    joined = torch.cat([tokens(parts[number]) for number in range(6)]).tolist()
     assert joined == sorted(joined)
     assert joined[0] < joined[-1]
-    assert [b.number for b in Batches(store, sampler, 4, 1, 2)(3)] == [1, 3, 5]
+    assert [b.number for b in Batches(packer, sampler, 4, 1, 2)(3)] == [1, 3, 5]
+    # Of nearly equal tokens, which with equal numbers of pairs they are not.
+    sums = [int(tokens(part).sum()) for part in parts.values()]
+    assert max(sums) - sum(joined) / 6 <= joined[-1]
+    assert len(parts[0]) > len(parts[5])
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
-def test_the_cut_does_not_depend_on_the_ranks(store, sampler, world):
-    alone = {batch.number: batch for batch in Batches(store, sampler, 4, 0, 1)(5)}
+def test_the_cut_does_not_depend_on_the_ranks(packer, sampler, world):
+    alone = {batch.number: batch for batch in Batches(packer, sampler, 4, 0, 1)(5)}
     for rank in range(world):
-        for batch in Batches(store, sampler, 4, rank, world)(5):
+        for batch in Batches(packer, sampler, 4, rank, world)(5):
             assert same(batch, alone[batch.number])
 
 
-def test_tokens_are_the_stores_rows(store, sampler):
-    rows, _ = sampler.draw(7)
-    for batch in Batches(store, sampler, 8, 0, 1)(7):
-        assert batch.a_tokens.dtype == batch.b_tokens.dtype == torch.int32
-        assert batch.a_offsets.dtype == batch.b_offsets.dtype == torch.int64
-        for i, position in enumerate(batch.positions.tolist()):
-            row = store.rows(rows[position : position + 1])
-            assert batch.a_tokens[batch.a_offsets[i] : batch.a_offsets[i + 1]].tolist() == row.a_tokens.tolist()
-            assert batch.b_tokens[batch.b_offsets[i] : batch.b_offsets[i + 1]].tolist() == row.b_tokens.tolist()
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_rank_knows_the_step(packer, sampler, world):
+    ranks = [Batches(packer, sampler, 4, rank, world)(2) for rank in range(world)]
+    totals = {batch.step for batch in chain.from_iterable(ranks)}
+    assert len(totals) == 1
+    (total,) = totals
+    assert total.masked == sum(batch.layout.masked for batch in chain.from_iterable(ranks)) > 0
+    assert total.pairs_by_rank(world) == [sum(map(len, batches)) for batches in ranks]
 
 
-def test_to_moves_every_tensor_and_keeps_the_rest(store):
+def test_pairs_by_rank():
+    assert StepTotals(0, (5, 4, 3, 2, 1, 1)).pairs_by_rank(2) == [9, 7]
+
+
+def test_a_batch_is_one_buffer(packer, sampler):
+    (batch,) = Batches(packer, sampler, BATCH, 0, 1)(1)
+    spans = []
+    for name, tensor in tensors(batch).items():
+        assert tensor.untyped_storage().data_ptr() == batch.buffer.data_ptr()
+        if name != "buffer":
+            begin = tensor.data_ptr() - batch.buffer.data_ptr()
+            spans.append((begin, begin + tensor.nbytes))
+            assert begin % 16 == 0
+    spans.sort()
+    assert len(spans) == 10
+    assert all(0 <= begin - end < 16 for (_, end), (begin, _) in zip([(0, 0), *spans], spans, strict=False))
+    assert 0 <= len(batch.buffer) - spans[-1][1] < 16
+
+
+def test_to_moves_the_buffer_and_keeps_the_rest(packer):
     rows = np.array([4, 2], np.int64)
-    batch = load_pairs(store, rows, rows * 0 + 3, np.arange(2), number=5)
+    (batch,) = micro_batches(packer, rows, rows * 0 + 3, 1)
     moved = batch.to(torch.device("meta"))
-    assert {getattr(moved, name).device.type for name in TENSORS} == {"meta"}
-    assert all(getattr(moved, name).shape == getattr(batch, name).shape for name in TENSORS)
-    assert (moved.number, len(moved)) == (5, 2)
-    assert batch.pair_ids.tolist() == [4, 2]
+    assert {tensor.device.type for tensor in tensors(moved).values()} == {"meta"}
+    assert all(
+        moved.shape == tensor.shape
+        for moved, tensor in zip(tensors(moved).values(), tensors(batch).values(), strict=True)
+    )
+    assert (moved.number, moved.sizes, moved.step, len(moved)) == (batch.number, batch.sizes, batch.step, 2)
+    assert sorted(batch.pair_ids.tolist()) == [2, 4]
     assert same(batch.to(torch.device("cpu")), batch)
+
+
+@pytest.mark.gpu
+def test_a_pinned_batch_moves_without_waiting(packer, sampler):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    (batch,) = Batches(packer, sampler, BATCH, 0, 1, pinned=True)(1)
+    assert batch.buffer.is_pinned()
+    assert same(batch.to(torch.device("cuda")).to(torch.device("cpu")), Batches(packer, sampler, BATCH, 0, 1)(1)[0])

@@ -5,10 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ppa_fast.data.batch import load_pairs
+from ppa_fast.data.batch import micro_batches
+from ppa_fast.data.pack import packer_for
 from ppa_fast.data.store import Store
 from ppa_fast.model.alignment import AlignmentModel
-from ppa_fast.model.encoder import load_masked_lm
+from ppa_fast.model.encoder import lm_decoder, lm_head_of, lm_transform, load_masked_lm
 from ppa_fast.model.initialise import init_model
 from ppa_fast.model.objective import Weights, objective
 from ppa_fast.model.queue import KeyQueue
@@ -35,30 +36,44 @@ def batch_of(tiny, rows, p=0.15):
 
     store = Store.open(tiny.store)
     rows = np.asarray(rows, dtype=np.int64)
-    b = load_pairs(store, rows, rows * 0, np.arange(len(rows)))
+    draws = {"seed": 3, "mask_probability": p, "input_shuffling": True}
+    (b,) = micro_batches(packer_for(store, **draws), rows, rows * 0, 1)
     s = store.special
-    fields = (b.a_tokens, b.a_offsets, b.b_tokens, b.b_offsets, b.pair_ids, b.epochs)
+    fields = (b.a_tokens, b.a_offsets, b.b_tokens, b.b_offsets, b.pair_ids, b.epochs, b.layout)
     sizes = {"cls": s.cls, "sep": s.sep, "mask": s.mask, "vocab_size": s.vocab_size}
-    return assemble(*fields, seed=3, mask_probability=p, **sizes), s, b
+    return assemble(*fields, **draws, **sizes), s, b
 
 
-def test_tlm_loss_is_hugging_faces_on_the_same_sequence(tiny, mlm):
+def test_lm_head_in_two_parts_is_hugging_faces(mlm):
+    hidden, decoder = torch.randn(5, mlm.config.hidden_size), lm_decoder(mlm)
+    torch.nn.init.normal_(decoder.bias)
+    logits = torch.nn.functional.linear(lm_transform(mlm, hidden), decoder.weight, decoder.bias)
+    assert torch.equal(logits, lm_head_of(mlm)(hidden))
+    assert decoder.weight is mlm.get_input_embeddings().weight
+
+
+def test_tlm_loss_and_gradients_are_hugging_faces_on_the_same_sequence(tiny, mlm):
     assembled, special, _ = batch_of(tiny, range(12), p=0.3)
     assembled.tlm.tokens[assembled.masked_rows[0]] = special.pad  # masking may draw any id, the padding's too
-    model = AlignmentModel(mlm, special.pad, "cls", 16).eval()
-    with torch.no_grad():
-        got, _ = model(assembled)
-        expected, bounds = 0.0, assembled.tlm.cu_seqlens.tolist()
-        for start, end in pairwise(bounds):
-            here = (assembled.masked_rows >= start) & (assembled.masked_rows < end)
-            labels = torch.full((end - start,), -100)
-            labels[assembled.masked_rows[here] - start] = assembled.labels[here]
-            positions = torch.arange(end - start) + (0 if mlm.config.model_type == "bert" else special.pad + 1)
-            ids = assembled.tlm.tokens[start:end]
-            output = mlm(ids[None], labels=labels[None], position_ids=positions[None])
-            if here.any():
-                expected += float(output.loss) * int(here.sum())
-    assert float(got) == pytest.approx(expected, rel=1e-5)
+    model = AlignmentModel(mlm, special.pad, "cls", 16, moco=False).eval()
+    torch.nn.init.normal_(lm_decoder(mlm).bias)
+    names, parameters = zip(*((n, p) for n, p in mlm.named_parameters() if p.requires_grad), strict=True)
+    got, _ = model(assembled)
+    found = torch.autograd.grad(got, parameters)
+    expected, bounds = torch.zeros(()), assembled.tlm.cu_seqlens.tolist()
+    for start, end in pairwise(bounds):
+        here = (assembled.masked_rows >= start) & (assembled.masked_rows < end)
+        labels = torch.full((end - start,), -100)
+        labels[assembled.masked_rows[here] - start] = assembled.labels[here]
+        positions = torch.arange(end - start) + (0 if mlm.config.model_type == "bert" else special.pad + 1)
+        ids = assembled.tlm.tokens[start:end]
+        output = mlm(ids[None], labels=labels[None], position_ids=positions[None])
+        if here.any():
+            expected = expected + output.loss * int(here.sum())
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+    # The embedding's gradient has two parts, as input and as decoder; the padding's row has only the second.
+    for name, ours, theirs in zip(names, found, torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

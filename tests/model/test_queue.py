@@ -1,4 +1,4 @@
-"""The ring of keys against a plain Python list."""
+"""The queue of keys against a plain Python list."""
 
 import pytest
 import torch
@@ -57,3 +57,30 @@ def test_a_restored_queue_goes_on_like_the_original():
         queue.enqueue(keys(50, 4), torch.arange(4), torch.arange(4))
         queue.commit(4)
     assert torch.equal(one.content()[0], other.content()[0])
+
+
+def test_keys_are_held_in_the_type_that_was_asked_for():
+    queue = KeyQueue(6, 4, 2, dtype=torch.bfloat16)
+    odd = keys(1, 4) + 1 / 512  # no bf16 numbers
+    queue.fill(odd, torch.arange(4))
+    assert queue.content()[0].dtype == torch.bfloat16
+    assert torch.equal(queue.content()[0], odd.bfloat16())
+    queue.enqueue(odd, torch.arange(4), torch.arange(4))
+    queue.commit(4)
+    assert torch.equal(queue.content()[0], torch.cat([odd, odd])[-6:].bfloat16())
+
+
+def test_keys_that_are_not_finite_never_enter():
+    queue, new = KeyQueue(6, 4, 2), keys(1, 4)
+    new[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="keys: found elements that are not finite"):
+        queue.fill(new, torch.arange(4))
+    assert queue.count == 0
+    queue.enqueue(new, torch.arange(4), torch.arange(4))
+    assert queue.state.tolist() == [0, 0, 1]
+    assert queue.vectors.isfinite().all()
+
+
+def test_a_queue_has_rows():
+    with pytest.raises(ValueError, match="size: found 0, expected at least 1"):
+        KeyQueue(0, 4, 2)

@@ -17,7 +17,8 @@ SIMT = os.environ.get("PPA_FAST_TEST_SIMT")  # the harness's library
 
 @dataclass(frozen=True)
 class Backend:
-    """``namespace``: of the operators; ``device``: for the tensors; ``slow``: thread by thread, keep shapes small."""
+    """``namespace``: of the operators; ``device``: for the tensors; ``slow``: on the harness, or under a sanitizer, keep
+    shapes small."""
 
     name: str
     namespace: str
@@ -28,7 +29,7 @@ class Backend:
 BACKENDS = {
     "reference": Backend("reference", "reference", torch.device("cpu")),
     "cpu": Backend("cpu", "ppa_fast", torch.device("cpu")),
-    "cuda": Backend("cuda", "ppa_fast", torch.device("cuda")),
+    "cuda": Backend("cuda", "ppa_fast", torch.device("cuda"), slow="PPA_FAST_TEST_SMALL" in os.environ),
     "simt": Backend("simt", "ppa_fast_simt", torch.device("cpu"), slow=True),
 }
 

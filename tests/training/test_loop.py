@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ppa_fast
-from ppa_fast.data.batch import load_pairs
+from ppa_fast.data.batch import micro_batches
 from ppa_fast.data.store import Store
+from ppa_fast.errors import UserError
 from ppa_fast.model.initialise import init_model
 from ppa_fast.model.queue import NO_GROUP
+from ppa_fast.ops import library
 from ppa_fast.settings import Settings, read_yaml
+from ppa_fast.training import distributed
 from ppa_fast.training.loop import learning_rate
 from ppa_fast.training.metrics import JsonLines, read_lines
 from tests.conftest import pseudo_text, write_config
@@ -150,6 +153,18 @@ def test_warnings_are_said(job, capsys):
     assert "finished at step 1 of 1" in err
 
 
+def test_a_run_on_the_reference_says_why_once(job, capsys, monkeypatch):
+    monkeypatch.setattr(library, "why_not_native", lambda device: f"no kernels for {device}")
+    run_here(job("run", steps=2))
+    assert capsys.readouterr().err.count("PyTorch's reference implementations: no kernels for cpu") == 1
+
+
+def test_a_cpu_without_a_compiler_is_told_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(distributed.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="found no g\\+\\+, which DeepSpeed compiles its collectives with"):
+        distributed.start()
+
+
 def test_dropout_is_on_in_training_and_off_in_the_momentum_encoder(job):
     """A loaded model comes in evaluation mode."""
     with trainer_here(job("run")) as trainer:
@@ -278,8 +293,9 @@ def test_the_queue_starts_with_keys_of_epoch_0s_end(job, size):
         rows, epochs = trainer.sampler.at(np.arange(300 - count, 300))
         assert set(epochs) == {0}
         assert groups.tolist() == trainer.plan.store.rows(rows).groups.tolist()
-        batch = load_pairs(trainer.plan.store, rows, epochs, np.arange(count))
-        expected = trainer.momentum.keys(trainer._assemble(batch).key)
+        (batch,) = micro_batches(trainer.packer, rows, epochs, 1)
+        expected = torch.empty_like(vectors)
+        expected[batch.positions] = trainer.momentum.keys(trainer._assemble(batch).key)
         torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-5)
         # The rows differ more than that, so their order was tested.
         assert (expected[1:] - expected[:-1]).abs().amax(1).median() > 1e-3

@@ -7,6 +7,7 @@
 
 #include "ppa/common.h"
 #include "ppa/philox.h"
+#include "ppa/ring.h"
 
 namespace ppa {
 
@@ -17,6 +18,18 @@ struct EmaArgs {
   void* working;         // [n] of working_type, or nullptr
   DType working_type;
   int64_t n;
+};
+
+// The softmax cross-entropy of `rows` rows of logits, to which a bias is added first: loss <- -log softmax at the label,
+// logits <- their gradient, softmax - onehot, rounded, and 0 in the columns from vocab_size on, whose content is not read.
+// A label outside [0, vocab_size) (the CPU's binding refuses it): loss NaN, gradient 0.
+struct CrossEntropyArgs {
+  void* logits;           // [rows, stride] of type; 16-byte aligned, the stride a multiple of 64
+  const void* bias;       // [stride] of type, likewise aligned and padded
+  const int64_t* labels;  // [rows]
+  float* loss;            // [rows]
+  DType type;
+  int64_t rows, stride, vocab_size;
 };
 
 // N pairs of token rows become three streams, one sequence a pair: [CLS] query [SEP], [CLS] key [SEP], and, with masking
@@ -49,6 +62,62 @@ struct AssembleArgs {
   PPA_INLINE int64_t tlm_count() const { return a_count + b_count + 3 * n; }
 };
 
+// The queue of keys (ppa/ring.h).
+struct Ring {
+  void* keys;        // [rows, dim] of type
+  int64_t* groups;   // [rows]
+  RingState* state;  // on the device
+  DType type;
+  int64_t rows, dim;
+};
+
+// ring row of positions[i] <- keys[i], rounded, with its group. Refused and counted: a key that is not finite (or too
+// large for the ring's type), a position without a pending row.
+struct EnqueueArgs {
+  Ring ring;
+  const void* keys;  // [n, dim] of keys_type: float, or the ring's type
+  DType keys_type;
+  const int64_t* groups;     // [n]
+  const int64_t* positions;  // [n]
+  int64_t n;
+};
+
+// InfoNCE of n queries against the live rows of the ring that are not of their group. The ring is taken in parts, each of
+// which leaves a state (ppa/infonce.h); `finish` joins them in order with the positive, and, given positions, enqueues
+// the positives.
+struct InfoNceArgs {
+  Ring ring;
+  const void *query, *positive;  // [n, dim] of the ring's type
+  const int64_t* groups;         // [n]
+  const int64_t* positions;      // [n], or nullptr
+  int64_t n;
+  float scale, inverse_temperature;  // log2(e) / temperature, 1 / temperature
+  int64_t parts;
+  float *max, *sum, *weighted;  // the states: [parts, n] twice, [parts, n, dim]
+
+  float* loss;  // [n]
+  bool* top1;   // [n]
+  float* dq;    // [n, dim]: the loss's gradient
+};
+
+// How a backend goes through the ring. columns = 0: at once, infonce_parts fills the states of all parts. Otherwise in
+// chunks of at most `columns` rows (a multiple of 64): a matrix product gives a chunk's dot products, infonce_chunk turns
+// them into weights, a second one sums the weighted rows into the state of part 1 of 2. Neither needs memory that grows
+// with the ring.
+struct InfoNcePlan {
+  int64_t parts, columns;
+  DType weights_type;  // of the chunks: float, in place of the dot products, or the ring's type
+};
+
+// Rows first_row .. first_row + rows - 1 of the ring. Part 1, the chunk before this one, joins part 0, and becomes this
+// chunk; `first`: there was none before.
+struct InfoNceChunk {
+  float* dots;    // [n, stride]
+  void* weights;  // [n, stride] of the plan's weights_type
+  int64_t stride, first_row, rows;
+  bool first;
+};
+
 namespace cpu {
 
 // How to run body(begin, end, context) over [0, n) in pieces of at least `grain`, in parallel: at::parallel_for's C form.
@@ -65,7 +134,15 @@ void parallel(const Context& context, int64_t n, int64_t grain, const F& f) {
 }
 
 Status ema(const Context& context, const EmaArgs* tensors, int64_t count, double momentum);
+Status cross_entropy(const Context& context, const CrossEntropyArgs& args);
 Status assemble(const Context& context, const AssembleArgs& args);
+
+Status enqueue(const Context& context, const EnqueueArgs& args);
+Status commit(const Context& context, RingState* state, int64_t written, int64_t size, int64_t rows);
+
+InfoNcePlan infonce_plan(const Context& context, DType type, int64_t n, int64_t dim, int64_t rows);
+Status infonce_chunk(const Context& context, const InfoNceArgs& args, const InfoNceChunk& chunk);
+Status infonce_finish(const Context& context, const InfoNceArgs& args);
 
 }  // namespace cpu
 
@@ -74,10 +151,20 @@ namespace cuda {
 struct Context {
   void* stream;         // cudaStream_t
   int multiprocessors;  // of the device
+  int shared_bytes;     // that one block may have
 };
 
 Status ema(const Context& context, const EmaArgs* tensors, int64_t count, double momentum);
+Status cross_entropy(const Context& context, const CrossEntropyArgs& args);
 Status assemble(const Context& context, const AssembleArgs& args);
+
+Status enqueue(const Context& context, const EnqueueArgs& args);
+Status commit(const Context& context, RingState* state, int64_t written, int64_t size, int64_t rows);
+
+InfoNcePlan infonce_plan(const Context& context, DType type, int64_t n, int64_t dim, int64_t rows);
+Status infonce_parts(const Context& context, const InfoNceArgs& args);
+Status infonce_chunk(const Context& context, const InfoNceArgs& args, const InfoNceChunk& chunk);
+Status infonce_finish(const Context& context, const InfoNceArgs& args);
 
 }  // namespace cuda
 

@@ -11,9 +11,26 @@ struct RingState {
   int64_t cursor, count, refused;
 };
 
+// A state read from the device; one that no commit leaves behind is taken for an empty ring: nothing is read out of bounds.
+PPA_INLINE RingState ring_checked(RingState state, int64_t rows) {
+  const bool sound = state.cursor >= 0 && state.cursor < rows && state.count >= 0 && state.count <= rows;
+  return sound ? state : RingState{0, 0, state.refused};
+}
+
+// The ring row of the oldest live key: live key j, 0 for the oldest, is in ring_row(ring_first(...), j, rows).
+PPA_INLINE int64_t ring_first(int64_t cursor, int64_t count, int64_t rows) {
+  return cursor >= count ? cursor - count : cursor - count + rows;
+}
+
+// Whether a position of the current global step has a pending row.
+PPA_INLINE bool ring_pending(int64_t position, int64_t count, int64_t rows) {
+  return position >= 0 && position < rows - count;
+}
+
 // The ring row of position p (0..B-1) of the current global step.
-PPA_INLINE int64_t ring_row(int64_t cursor, int64_t position, int64_t rows) {
-  const int64_t row = cursor + position;
+template <typename Int>
+PPA_INLINE Int ring_row(Int cursor, Int position, Int rows) {
+  const Int row = cursor + position;
   return row < rows ? row : row - rows;
 }
 
@@ -27,6 +44,12 @@ PPA_INLINE bool ring_live(int64_t row, int64_t cursor, int64_t count, int64_t ro
 PPA_INLINE RingState ring_commit(RingState state, int64_t written, int64_t size, int64_t rows) {
   const int64_t count = state.count + written;
   return {(state.cursor + written) % rows, count < size ? count : size, state.refused};
+}
+
+// Whether the ring may hold this element of a key: it is finite, and still so in the ring's type.
+template <typename T>
+PPA_INLINE bool ring_accepts(float element) {
+  return is_finite(to_float(from_float<T>(element)));
 }
 
 }  // namespace ppa

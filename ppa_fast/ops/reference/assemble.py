@@ -80,7 +80,7 @@ def assemble(
     for name, offsets, tokens in (("a", a_offsets, a_tokens), ("b", b_offsets, b_tokens)):
         if fault := offsets_fault(offsets, len(tokens)):
             raise RuntimeError(f"{name}_offsets: {fault}")
-        if ((tokens < 0) | (tokens >= vocab_size)).any():
+        if ((tokens < 0) | (tokens.long() >= vocab_size)).any():  # int32 cannot hold a vocab_size of 2^31
             raise RuntimeError(f"{name}_tokens: an id outside the vocabulary")
     a_offsets, b_offsets = a_offsets.long(), b_offsets.long()
     swap = coins(seed, epochs, pair_ids, input_shuffling)

@@ -1,0 +1,345 @@
+"""How the benchmarks measure: two kinds of machine, each with its clock, memory and ceilings; competitors in turns."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Run = Callable[[], Any]
+
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "int32"}
+COMPETITORS = ("eager", "compile", "ours")
+
+
+class Machine:
+    """What a measurement needs of a device."""
+
+    device: torch.device
+    name: str
+    counts_device = False  # peak() is of the device's memory, not the host's
+    matrix: int  # rows of the square matrices whose product gives the arithmetic ceiling
+
+    def __init__(self) -> None:
+        self.rates: dict[torch.dtype, float] = {}
+
+    def warm_up(self, run: Run) -> None:
+        """Before :meth:`times` of this call."""
+        raise NotImplementedError
+
+    def times(self, run: Run, host: bool) -> tuple[float, float]:
+        """Seconds of one call with cold caches, and of the next, with warm ones.
+
+        ``host``: the host's work counts too, where the device's alone is timed otherwise.
+        """
+        raise NotImplementedError
+
+    def once(self, run: Run) -> float:
+        """Seconds of a call, as the ceilings want them."""
+        raise NotImplementedError
+
+    def latency(self, run: Run) -> float | None:
+        """Seconds from a call on an idle device until its work is done; None where :meth:`times` says the same."""
+        return None
+
+    def replayed(self, run: Run) -> float | None:
+        """Seconds of a call in a CUDA graph of many, with warm caches; None where it cannot be captured."""
+        return None
+
+    def peak(self, run: Run) -> int | None:
+        """Bytes that a call holds at its worst, results included, beyond what was held before; None: not known."""
+        raise NotImplementedError
+
+    def bandwidth(self) -> float:
+        """Bytes/s read and written."""
+        raise NotImplementedError
+
+    def rate(self, dtype: torch.dtype) -> float:
+        """Floating-point operations/s of a matrix product of random numbers."""
+        if dtype not in self.rates:
+            a, b = (torch.randn(self.matrix, self.matrix, device=self.device).to(dtype) for _ in range(2))
+            self.rates[dtype] = 2 * self.matrix**3 / min(self.once(lambda: a @ b) for _ in range(10))
+        return self.rates[dtype]
+
+
+class Cpu(Machine):
+    """Times by the wall clock; memory is the process's resident pages, right to 0.1 MB."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, quick: bool) -> None:
+        super().__init__()
+        self.name = _processor()
+        self.matrix = 512 if quick else 2048
+        self._copied = 2**25 if quick else 2**28
+        self._flushed = torch.ones(_last_level_cache() // 4 * (1 if quick else 4))  # zeros could be one page, repeated
+
+    def warm_up(self, run: Run) -> None:
+        run()
+
+    def times(self, run: Run, host: bool) -> tuple[float, float]:
+        self._flushed.sum()  # read, not written: nobody is charged for writing it back
+        return _wall(run), _wall(run)
+
+    def once(self, run: Run) -> float:
+        return _wall(run)
+
+    def peak(self, run: Run) -> int | None:
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still has would hide what this call takes
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
+            before = _status("VmRSS")
+            run()
+            return max(0, _status("VmHWM") - before)
+        except (OSError, AttributeError, KeyError):
+            return None
+
+    def bandwidth(self) -> float:
+        """Of a copy, or in place where that is more: a CPU reads a line before it writes it elsewhere."""
+        source = torch.ones(self._copied // 4)
+        target = torch.empty_like(source)
+        runs: list[Run] = [lambda: target.copy_(source), lambda: source.mul_(1.0)]
+        return 2 * self._copied / min(_wall(run) for run in runs * 10)
+
+
+class Cuda(Machine):
+    """Times by events; memory is what torch's allocator counts.
+
+    A call is queued behind reads of a buffer that empty the second-level cache, as many as the host needs time to issue
+    it: the events then time the device and not the launches, which :meth:`latency` has.
+    """
+
+    device = torch.device("cuda")
+    counts_device = True
+
+    def __init__(self, quick: bool) -> None:
+        super().__init__()
+        self.name = torch.cuda.get_device_name()
+        self.matrix, self._copied = (2048, 2**28) if quick else (8192, 2**32)
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        self._flushed = torch.ones(max(4 * cache, 2**30) // 4, device=self.device)
+        self._flush = min(self.once(self._flushed.sum) for _ in range(1000))  # half a second: the clocks rise
+        self._issue: dict[Run, float] = {}
+
+    def warm_up(self, run: Run) -> None:
+        run()
+        torch.cuda.synchronize()
+        self._issue[run] = _wall(run)
+        torch.cuda.synchronize()
+
+    def times(self, run: Run, host: bool) -> tuple[float, float]:
+        if host:
+            self._flushed.sum()
+            return self.latency(run), self.latency(run)
+        for _ in range(min(100, 1 + math.ceil(3 * self._issue[run] / self._flush))):
+            self._flushed.sum()
+        begin, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+        begin.record()
+        run()
+        middle.record()
+        run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(middle) / 1e3, middle.elapsed_time(end) / 1e3
+
+    def once(self, run: Run) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    def latency(self, run: Run) -> float:
+        torch.cuda.synchronize()
+        return _wall(lambda: (run(), torch.cuda.synchronize()))
+
+    def replayed(self, run: Run, calls: int = 20) -> float | None:
+        graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            run()
+        torch.cuda.current_stream().wait_stream(aside)
+        try:
+            with torch.cuda.graph(graph):
+                for _ in range(calls):
+                    run()
+        except RuntimeError:
+            return None
+        graph.replay()
+        return median(self.once(graph.replay) for _ in range(20)) / calls
+
+    def peak(self, run: Run) -> int | None:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def bandwidth(self) -> float:
+        """Of a copy."""
+        source = torch.ones(self._copied // 4, device=self.device)
+        target = torch.empty_like(source)
+        return 2 * self._copied / min(self.once(lambda: target.copy_(source)) for _ in range(10))
+
+
+def _wall(run: Run) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def _last_level_cache() -> int:
+    """Bytes; 32 MB where the kernel does not tell."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20}
+    return max([int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units] or [2**25])
+
+
+def _status(key: str) -> int:
+    """Bytes that /proc/self/status has under this key."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[key].split()[0]) * 1024
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """``run`` does all the work and returns what came out; ``error`` compares that with the truth."""
+
+    run: Run
+    error: Callable[[Any], float]
+    host: bool = False  # timed by the wall clock on CUDA too: most of its work is the host's
+
+
+@dataclass
+class Case:
+    """One row to be: an operation at a shape. ``bytes`` and ``flop`` are the least that it takes."""
+
+    op: str
+    shape: str
+    dtype: torch.dtype
+    bytes: int
+    flop: int
+    competitors: dict[str, Competitor]  # COMPETITORS, or some; "reference" where eager is another
+    exact: bool = False  # every bit is given
+    smaller: Run | None = None  # ours at a quarter of the size that its memory must not depend on
+    pairs: int | None = None  # whose number a second is of interest
+    notes: list[str] = field(default_factory=list)
+
+
+def relative(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """The largest ‖found − truth‖ / ‖truth‖ of several tensors, in fp64; infinite for NaN."""
+    errors = [((f.double() - t).norm() / t.norm().clamp_min(1e-300)).item() for f, t in zip(found, truth, strict=True)]
+    return max(math.inf if math.isnan(error) else error for error in errors)
+
+
+def unequal(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """The largest share of elements that differ, of several tensors; 1 for another shape."""
+    pairs = list(zip(found, truth, strict=True))
+    if any(f.shape != t.shape for f, t in pairs):
+        return 1.0
+    return max((f != t).sum().item() / max(1, t.numel()) for f, t in pairs)
+
+
+def measure(machine: Machine, case: Case, bandwidth: float, seconds: float) -> dict[str, Any]:
+    """Checks and times a case's competitors; one that fails, or is wrong, stays out, and the notes say why."""
+    errors, notes = {}, list(case.notes)
+    for name, competitor in case.competitors.items():
+        try:
+            errors[name] = competitor.error(competitor.run())
+        except Exception as error:  # torch.compile's are of many kinds
+            notes.append(f"{name} failed: {describe(error)}")
+    fit = {}
+    for name, error in errors.items():
+        # The project's rule: against plain PyTorch in the same precision (which is not to be far off either).
+        allowed = 0.0 if case.exact else min(0.05, 3 * errors.get("eager", 0.01)) + 1e-5
+        if error <= allowed:
+            fit[name] = case.competitors[name]
+        else:
+            notes.append(f"{name} is wrong: error {error:.2g}, at most {allowed:.2g} was allowed")
+
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in fit}
+    for competitor in fit.values():
+        machine.warm_up(competitor.run)
+    begin, order, rounds = time.perf_counter(), list(fit), 0
+    while fit and (rounds < 3 or (rounds < 200 and time.perf_counter() - begin < seconds)):
+        for name in order:
+            times[name].append(machine.times(fit[name].run, fit[name].host))
+        order.append(order.pop(0))  # nobody always follows the same one
+        rounds += 1
+    cold = {name: [1e3 * first for first, _ in both] for name, both in times.items()}
+    warm = {name: [1e3 * second for _, second in both] for name, both in times.items()}
+    peaks = {name: None if c.host and machine.counts_device else machine.peak(c.run) for name, c in fit.items()}
+    rate = machine.rate(case.dtype) if case.flop else None
+
+    row: dict[str, Any] = {"op": case.op, "shape": case.shape, "dtype": NAMES[case.dtype]}
+    row["floor_ms"] = 1e3 * max(case.bytes / bandwidth, case.flop / rate if rate else 0.0)
+    row |= {f"{name}_ms": median(cold[name]) if name in cold else None for name in COMPETITORS}
+    row |= {"peak_bytes": peaks.get("ours"), "error": errors.get("ours")}
+    row |= {"warm_ms": {name: median(x) for name, x in warm.items()}}
+    row |= {"spread": {name: spread(x) for name, x in cold.items()}}
+    row |= {"ratio": ratios(cold), "warm_ratio": ratios(warm), "peaks": peaks, "errors": errors, "rounds": rounds}
+    row |= {"bytes": case.bytes, "flop": case.flop, "bytes_per_s": bandwidth, "flop_per_s": rate, "notes": notes}
+    if "reference" in cold:
+        row["reference_ms"] = median(cold["reference"])
+    if "ours" in fit:
+        ours = fit["ours"].run
+        row["latency_ms"] = _milliseconds(machine.latency(ours))
+        row["replayed_ms"] = _milliseconds(machine.replayed(ours)) if row["ours_ms"] < 0.2 else None
+        row["smaller_peak_bytes"] = machine.peak(case.smaller) if case.smaller else None
+        row["pairs_per_s"] = 1e3 * case.pairs / row["ours_ms"] if case.pairs else None
+    return row
+
+
+def describe(error: Exception) -> str:
+    """A line of what went wrong."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+
+
+def spread(times: Sequence[float]) -> float:
+    """Half the distance between the quartiles, over the median."""
+    low, high = np.percentile(times, [25, 75])
+    return float(high - low) / 2 / median(times)
+
+
+def ratios(times: dict[str, list[float]]) -> dict[str, float]:
+    """Of each competitor: the median over the rounds of its time over ours."""
+    ours = times.get("ours", [])
+    others = {name: x for name, x in times.items() if name != "ours" and ours}
+    return {name: median(a / b for a, b in zip(x, ours, strict=True)) for name, x in others.items()}
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
+def commit(root: Path) -> str | None:
+    """PPA_FAST_COMMIT, else what git says, with ``-dirty`` where tracked files are changed; None: nobody knows."""
+    if named := os.environ.get("PPA_FAST_COMMIT"):
+        return named
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,182 @@
+#include "ppa/infonce.h"
+
+#include <algorithm>
+
+#include "cpu/multiversion.h"
+#include "ppa/operations.h"
+#include "ppa/ring.h"
+
+namespace ppa::cpu {
+
+namespace {
+
+constexpr int64_t kLanes = 16;  // floats that are reduced side by side, whatever the vector's width: one order of sums
+
+// A chunk's dot products: they stay in the second-level cache from the first product to the second.
+constexpr int64_t kChunk = int64_t{1} << 19;  // floats: 2 MB
+constexpr int64_t kMinColumns = 512, kMaxColumns = 8192;
+
+constexpr int64_t kGrain = 1 << 14;  // elements of a thread's share
+
+int64_t grain_of_rows(int64_t elements) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(elements, 1)); }
+
+// Calls f with a value of the type.
+template <typename F>
+void with_type(DType type, const F& f) {
+  if (type == DType::kBFloat16) return f(bfloat16{});
+  if (type == DType::kFloat16) return f(float16{});
+  f(float{});
+}
+
+// A row of dot products becomes weights, those of the query's own group 0. Reads and writes up to the next multiple of
+// kLanes after n.
+PPA_MULTIVERSION Softmax weigh(float* __restrict dots, const int64_t* __restrict groups, int64_t group, int64_t n,
+                               float scale) {
+  for (int64_t j = 0; j < n; ++j) dots[j] = groups[j] == group ? -INFINITY : dots[j];
+  const int64_t end = ceil_div(n, kLanes) * kLanes;
+  for (int64_t j = n; j < end; ++j) dots[j] = -INFINITY;
+
+  float max[kLanes], sum[kLanes];
+  for (int64_t l = 0; l < kLanes; ++l) max[l] = -INFINITY;
+  for (int64_t j = 0; j < end; j += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) max[l] = dots[j + l] > max[l] ? dots[j + l] : max[l];
+  }
+  for (int64_t l = 1; l < kLanes; ++l) max[0] = max[l] > max[0] ? max[l] : max[0];
+
+  const float shift = softmax_shift(max[0], scale);
+  for (int64_t l = 0; l < kLanes; ++l) sum[l] = 0;
+  for (int64_t j = 0; j < end; j += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) {
+      const float weight = softmax_weight(dots[j + l], shift, scale);
+      dots[j + l] = weight;
+      sum[l] += weight;
+    }
+  }
+  for (int64_t l = 1; l < kLanes; ++l) sum[0] += sum[l];
+  return {max[0], sum[0]};
+}
+
+// The states of a query, part by part.
+struct States {
+  const InfoNceArgs& args;
+  int64_t query;
+
+  Softmax softmax(int64_t part) const { return {args.max[part * args.n + query], args.sum[part * args.n + query]}; }
+  void set(int64_t part, Softmax state) const {
+    args.max[part * args.n + query] = state.max;
+    args.sum[part * args.n + query] = state.sum;
+  }
+  float* weighted(int64_t part) const { return args.weighted + (part * args.n + query) * args.ring.dim; }
+
+  // Part 0 <- parts 0 and 1.
+  void join() const {
+    const Softmax a = softmax(0), b = softmax(1);
+    const float max = std::max(a.max, b.max);
+    const float of_a = softmax_rescale(a.max, max, args.scale), of_b = softmax_rescale(b.max, max, args.scale);
+    set(0, {max, of_a * a.sum + of_b * b.sum});
+    float* to = weighted(0);
+    const float* from = weighted(1);
+    for (int64_t d = 0; d < args.ring.dim; ++d) to[d] = of_a * to[d] + of_b * from[d];
+  }
+};
+
+template <typename T>
+void finish(const InfoNceArgs& args, int64_t i) {
+  const int64_t dim = args.ring.dim;
+  const T *query = static_cast<const T*>(args.query) + i * dim, *key = static_cast<const T*>(args.positive) + i * dim;
+  float dot[kLanes] = {};
+  for (int64_t d = 0; d < dim; ++d) dot[d % kLanes] += to_float(query[d]) * to_float(key[d]);
+  for (int64_t l = 1; l < kLanes; ++l) dot[0] += dot[l];
+
+  const States states{args, i};
+  states.join();
+  const InfoNce result = infonce_of(states.softmax(0), dot[0], args.scale);
+  args.loss[i] = result.loss;
+  args.top1[i] = result.top1;
+  const float* weighted = states.weighted(0);
+  for (int64_t d = 0; d < dim; ++d) {
+    const float gradient = result.weighted_factor * weighted[d] - result.key_factor * to_float(key[d]);
+    args.dq[i * dim + d] = gradient * args.inverse_temperature;
+  }
+}
+
+// Returns whether the key was accepted.
+template <typename Key, typename T>
+bool write_key(const Ring& ring, RingState state, const Key* key, int64_t group, int64_t position) {
+  if (!ring_pending(position, state.count, ring.rows)) return false;
+  for (int64_t d = 0; d < ring.dim; ++d) {
+    if (!ring_accepts<T>(to_float(key[d]))) return false;
+  }
+  const int64_t row = ring_row(state.cursor, position, ring.rows);
+  T* to = static_cast<T*>(ring.keys) + row * ring.dim;
+  for (int64_t d = 0; d < ring.dim; ++d) to[d] = from_float<T>(to_float(key[d]));
+  ring.groups[row] = group;
+  return true;
+}
+
+template <typename Key, typename T>
+void write_keys(const Context& context, const EnqueueArgs& args) {
+  const RingState state = ring_checked(*args.ring.state, args.ring.rows);
+  const Key* keys = static_cast<const Key*>(args.keys);
+  parallel(context, args.n, grain_of_rows(args.ring.dim), [&](int64_t begin, int64_t end) {
+    int64_t refused = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      refused += !write_key<Key, T>(args.ring, state, keys + i * args.ring.dim, args.groups[i], args.positions[i]);
+    }
+    if (refused) __atomic_fetch_add(&args.ring.state->refused, refused, __ATOMIC_RELAXED);
+  });
+}
+
+}  // namespace
+
+Status enqueue(const Context& context, const EnqueueArgs& args) {
+  with_type(args.ring.type, [&](auto stored) {
+    using T = decltype(stored);
+    if (args.keys_type == args.ring.type) {
+      write_keys<T, T>(context, args);
+    } else {
+      write_keys<float, T>(context, args);
+    }
+  });
+  return nullptr;
+}
+
+Status commit(const Context&, RingState* state, int64_t written, int64_t size, int64_t rows) {
+  *state = ring_commit(ring_checked(*state, rows), written, size, rows);
+  return nullptr;
+}
+
+InfoNcePlan infonce_plan(const Context&, DType, int64_t n, int64_t, int64_t) {
+  const int64_t columns = std::clamp(kChunk / n, kMinColumns, kMaxColumns);
+  return {2, columns / 64 * 64, DType::kFloat32};
+}
+
+Status infonce_chunk(const Context& context, const InfoNceArgs& args, const InfoNceChunk& chunk) {
+  parallel(context, args.n, grain_of_rows(chunk.rows), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const States states{args, i};
+      if (chunk.first) {
+        states.set(0, kNoNegatives);
+        std::fill_n(states.weighted(0), args.ring.dim, 0.0f);
+      } else {
+        states.join();
+      }
+      states.set(1, weigh(chunk.dots + i * chunk.stride, args.ring.groups + chunk.first_row, args.groups[i], chunk.rows,
+                          args.scale));
+    }
+  });
+  return nullptr;
+}
+
+Status infonce_finish(const Context& context, const InfoNceArgs& args) {
+  with_type(args.ring.type, [&](auto stored) {
+    using T = decltype(stored);
+    parallel(context, args.n, grain_of_rows(args.ring.dim), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) finish<T>(args, i);
+    });
+  });
+  if (args.positions == nullptr) return nullptr;
+  return enqueue(context, {args.ring, args.positive, args.ring.type, args.groups, args.positions, args.n});
+}
+
+}  // namespace ppa::cpu

@@ -1,0 +1,83 @@
+"""``ppa-fast doctor``: what is installed and built, what runs the operations on which device, and why."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+import torch.distributed as dist
+
+from ppa_fast import __version__
+from ppa_fast.data import pack
+from ppa_fast.ops import library
+
+PACKAGES = ("deepspeed", "transformers", "tokenizers", "numpy", "pyarrow")
+
+
+def report() -> list[tuple[str, str]]:
+    """(what, finding) in the order of printing. Never raises for what is missing: that is the finding."""
+    return [
+        ("ppa-fast", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"),
+        ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} CPU threads"),
+        *((name, _version(name)) for name in PACKAGES),
+        ("collectives", ", ".join(f"{name} {'yes' if there() else 'no'}" for name, there in COLLECTIVES.items())),
+        ("C++ compiler", _line(os.environ.get("CXX", "g++"), "--version")),
+        ("nvcc", _line("nvcc", "--version", containing="release")),
+        ("NVIDIA driver", _line("nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader")),
+        ("operations on cpu", _operations("cpu")),
+        ("operations on cuda", _operations("cuda")),
+        ("CUDA library", _cuda_library()),
+        ("packer", f"NumPy: {pack.WHY_NOT_NATIVE}" if pack.WHY_NOT_NATIVE else "native"),
+    ]
+
+
+COLLECTIVES: dict[str, Callable[[], bool]] = {
+    "gloo": lambda: dist.is_available() and dist.is_gloo_available(),
+    "nccl": lambda: dist.is_available() and dist.is_nccl_available(),
+}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _line(*command: str, containing: str = "") -> str:
+    """The first line of a command's output that holds ``containing``."""
+    if shutil.which(command[0]) is None:
+        return f"{command[0]} is not on the PATH"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip() and containing in line]
+    return lines[0] if lines else f"{command[0]} gave no answer"
+
+
+def _operations(device: str) -> str:
+    reason = library.why_not_native(device)
+    return f"PyTorch reference: {reason}" if reason else f"native ({library.LIBRARIES[device].name})"
+
+
+def _cuda_library() -> str:
+    path = library.LIBRARIES["cuda"]
+    if not path.exists():
+        return "not built (setup.py tells how: nvcc, PPA_FAST_CUDA)"
+    built = library.architectures(path)
+    if built.startswith("unknown"):
+        return built
+    stream = "found" if ctypes.CDLL(str(path)).ppa_finds_torch_stream() else "not found: this torch has no CUDA"
+    return f"{path.name} for {built}; torch's CUDA stream {stream}"
+
+
+def main() -> None:
+    """Prints the report, one finding a line."""
+    rows = report()
+    width = max(len(what) for what, _ in rows)
+    for what, finding in rows:
+        print(f"{what:<{width}}  {finding}")

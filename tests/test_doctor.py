@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import shutil
+
+import torch
+
+from ppa_fast import doctor
+from ppa_fast.ops import library
+
+
+def test_it_tells_versions_and_backends(capsys):
+    doctor.main()
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    found = {what.strip(): finding.strip() for what, finding in lines.items()}
+    assert torch.__version__ in found["torch"]
+    assert found["operations on cpu"] == (
+        "native (_C.so)"
+        if library.backend("cpu") == "native"
+        else f"PyTorch reference: {library.why_not_native('cpu')}"
+    )
+    assert "gloo yes" in found["collectives"]
+    assert {"deepspeed", "packer", "CUDA library", "NVIDIA driver"} <= found.keys()
+
+
+def test_what_is_missing_is_a_finding(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setitem(library.LIBRARIES, "cuda", tmp_path / "_C_cuda.so")
+    assert shutil.which("nvcc") is None
+    found = dict(doctor.report())
+    assert found["nvcc"] == "nvcc is not on the PATH"
+    assert found["C++ compiler"] == "no-such-compiler is not on the PATH"
+    assert found["CUDA library"].startswith("not built")
+    assert doctor._version("no-such-package") == "not installed"
+
+
+def test_a_foreign_cuda_library_is_a_finding(monkeypatch, tmp_path):
+    (tmp_path / "_C_cuda.so").write_bytes(b"no library")
+    monkeypatch.setitem(library.LIBRARIES, "cuda", tmp_path / "_C_cuda.so")
+    assert dict(doctor.report())["CUDA library"].startswith("unknown (")
