@@ -17,7 +17,7 @@ SIMT = os.environ.get("PPA_FAST_TEST_SIMT")  # the harness's library
 
 @dataclass(frozen=True)
 class Backend:
-    """``namespace``: of the operators; ``device``: for the tensors; ``slow``: on the harness, or under a sanitizer, keep
+    """``namespace``: of the operators; ``device``: of the tensors; ``slow``: on the harness or under a sanitizer: keep
     shapes small."""
 
     name: str
