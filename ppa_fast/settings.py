@@ -56,7 +56,7 @@ class Settings:
     moco_weight: float = _setting(1.0, "weight of the MoCo loss")
     mask_probability: float = _setting(0.15, "share of tokens selected for TLM (paper)")
     pooling: str = _setting("cls", "sentence vector: [CLS] (paper) or the mean over all tokens", POOLINGS)
-    projection_dim: int = _setting(128, "width of the projected vectors in the contrast")
+    projection_dim: int = _setting(128, "width of the projected vectors in the contrast, a multiple of 8 up to 1024")
     temperature: float = _setting(0.05, "InfoNCE temperature")
     queue_size: int = _setting(32768, "keys in the queue")
     queue_warmup: str = _setting("encode", "fill the queue with real keys or random vectors", ("encode", "random"))
@@ -79,6 +79,8 @@ class Settings:
         shares = ("mask_probability", "warmup", "momentum")
         for name in ("learning_rate", "temperature", "adam_epsilon", *counts):
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+        narrow = self.projection_dim <= 1024 and self.projection_dim % 8 == 0  # what ops.infonce takes
+        _require(narrow, "projection_dim", self.projection_dim, "a multiple of 8 up to 1024")
         for name in shares:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         for name in ("adam_beta1", "adam_beta2"):

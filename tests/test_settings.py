@@ -278,3 +278,9 @@ def test_every_setting_but_its_default_survives_the_file(tmp_path):
     settings = Settings(**changed)
     write_yaml(settings, tmp_path / "s.yaml", {})
     assert Settings(**read_yaml(tmp_path / "s.yaml")) == settings
+
+
+@pytest.mark.parametrize("dim", [100, 1032])
+def test_the_projection_fits_the_contrast(dim):
+    with pytest.raises(UserError, match=f"projection_dim: found {dim}, expected a multiple of 8 up to 1024"):
+        Settings(projection_dim=dim)

@@ -1,5 +1,9 @@
 #include "ppa/ema.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #include "cpu/multiversion.h"
 #include "ppa/operations.h"
 
@@ -9,34 +13,77 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 15;  // elements: 0.4 MB, a thread's share is worth its start
 
-// Blocks that stay in the first-level cache: the master is read back for the working copy without a trip to memory.
-constexpr int64_t kBlock = 1024;
+constexpr int64_t kBlock = 64;  // elements of a working copy that are written out together: two cache lines or four
 
-PPA_MULTIVERSION void update(float* master, const float* source, int64_t n, float momentum, float rest) {
-  for (int64_t i = 0; i < n; ++i) master[i] = ema_step(master[i], source[i], momentum, rest);
+// Writes past the caches: nothing reads the working copy here again, and its lines need not be fetched first, which
+// costs as much as writing them (16 bytes a parameter for a 16-bit copy, and not 14).
+template <typename T>
+[[gnu::always_inline]] inline void stream(T* to, const T (&from)[kBlock]) {
+#ifdef __SSE2__
+  const __m128i* in = reinterpret_cast<const __m128i*>(from);
+  for (size_t i = 0; i < sizeof from / 16; ++i) _mm_stream_si128(reinterpret_cast<__m128i*>(to) + i, in[i]);
+#else
+  memcpy(to, from, sizeof from);
+#endif
 }
 
-PPA_MULTIVERSION void round_bfloat16(const float* master, bfloat16* working, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) working[i] = from_float<bfloat16>(master[i]);
+template <typename T>
+[[gnu::always_inline]] inline void update(float* __restrict master, const float* __restrict source,
+                                          T* __restrict working, int64_t n, float momentum, float rest) {
+  const auto step = [=](int64_t i) { return master[i] = ema_step(master[i], source[i], momentum, rest); };
+  const int64_t unaligned = (-reinterpret_cast<intptr_t>(working) & 63) / sizeof(T);  // up to whole cache lines
+  int64_t i = 0;
+  for (; i < n && i < unaligned; ++i) working[i] = from_float<T>(step(i));
+  for (; i + kBlock <= n; i += kBlock) {
+    alignas(64) T rounded[kBlock];
+    for (int64_t j = 0; j < kBlock; ++j) rounded[j] = from_float<T>(step(i + j));
+    stream(working + i, rounded);
+  }
+  for (; i < n; ++i) working[i] = from_float<T>(step(i));
+#ifdef __SSE2__
+  _mm_sfence();  // without it other threads may find the old values
+#endif
 }
 
-PPA_MULTIVERSION void round_float16(const float* master, float16* working, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) working[i] = from_float<float16>(master[i]);
+// A block is read whole before any of it is written: 12 % faster on a Zen 4 than in turns.
+PPA_MULTIVERSION void update_alone(float* __restrict master, const float* __restrict source, int64_t n, float momentum,
+                                   float rest) {
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    alignas(64) float updated[kBlock];
+    for (int64_t j = 0; j < kBlock; ++j) updated[j] = ema_step(master[i + j], source[i + j], momentum, rest);
+    memcpy(master + i, updated, sizeof updated);
+  }
+  for (; i < n; ++i) master[i] = ema_step(master[i], source[i], momentum, rest);
 }
 
-void round_to(const EmaArgs& tensor, int64_t at, int64_t n) {
-  if (tensor.working == nullptr) return;
-  const float* master = tensor.master + at;
+PPA_MULTIVERSION void update_float32(float* master, const float* source, float* working, int64_t n, float momentum,
+                                     float rest) {
+  update(master, source, working, n, momentum, rest);
+}
+
+PPA_MULTIVERSION void update_bfloat16(float* master, const float* source, bfloat16* working, int64_t n, float momentum,
+                                      float rest) {
+  update(master, source, working, n, momentum, rest);
+}
+
+PPA_MULTIVERSION void update_float16(float* master, const float* source, float16* working, int64_t n, float momentum,
+                                     float rest) {
+  update(master, source, working, n, momentum, rest);
+}
+
+void update(const EmaArgs& tensor, int64_t begin, int64_t end, float momentum, float rest) {
+  float* master = tensor.master + begin;
+  const float* source = tensor.source + begin;
+  const int64_t n = end - begin;
+  if (tensor.working == nullptr) return update_alone(master, source, n, momentum, rest);
   switch (tensor.working_type) {
     case DType::kFloat32:
-      memcpy(static_cast<float*>(tensor.working) + at, master, sizeof(float) * n);
-      break;
+      return update_float32(master, source, static_cast<float*>(tensor.working) + begin, n, momentum, rest);
     case DType::kBFloat16:
-      round_bfloat16(master, static_cast<bfloat16*>(tensor.working) + at, n);
-      break;
+      return update_bfloat16(master, source, static_cast<bfloat16*>(tensor.working) + begin, n, momentum, rest);
     case DType::kFloat16:
-      round_float16(master, static_cast<float16*>(tensor.working) + at, n);
-      break;
+      return update_float16(master, source, static_cast<float16*>(tensor.working) + begin, n, momentum, rest);
   }
 }
 
@@ -45,14 +92,8 @@ void round_to(const EmaArgs& tensor, int64_t at, int64_t n) {
 Status ema(const Context& context, const EmaArgs* tensors, int64_t count, double momentum) {
   const float m = static_cast<float>(momentum), rest = static_cast<float>(1.0 - momentum);
   for (int64_t t = 0; t < count; ++t) {
-    const EmaArgs& tensor = tensors[t];
-    parallel(context, tensor.n, kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t at = begin; at < end; at += kBlock) {
-        const int64_t n = end - at < kBlock ? end - at : kBlock;
-        update(tensor.master + at, tensor.source + at, n, m, rest);
-        round_to(tensor, at, n);
-      }
-    });
+    parallel(context, tensors[t].n, kGrain,
+             [&](int64_t begin, int64_t end) { update(tensors[t], begin, end, m, rest); });
   }
   return nullptr;
 }

@@ -20,14 +20,6 @@ constexpr int64_t kGrain = 1 << 14;  // elements of a thread's share
 
 int64_t grain_of_rows(int64_t elements) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(elements, 1)); }
 
-// Calls f with a value of the type.
-template <typename F>
-void with_type(DType type, const F& f) {
-  if (type == DType::kBFloat16) return f(bfloat16{});
-  if (type == DType::kFloat16) return f(float16{});
-  f(float{});
-}
-
 // A row of dot products becomes weights, those of the query's own group 0. Reads and writes up to the next multiple of
 // kLanes after n.
 PPA_MULTIVERSION Softmax weigh(float* __restrict dots, const int64_t* __restrict groups, int64_t group, int64_t n,
@@ -146,9 +138,9 @@ Status commit(const Context&, RingState* state, int64_t written, int64_t size, i
   return nullptr;
 }
 
-InfoNcePlan infonce_plan(const Context&, DType, int64_t n, int64_t, int64_t) {
-  const int64_t columns = std::clamp(kChunk / n, kMinColumns, kMaxColumns);
-  return {2, columns / 64 * 64, DType::kFloat32};
+InfoNcePlan infonce_plan(const Context&, DType, int64_t n, int64_t, int64_t rows) {
+  const int64_t columns = std::min(std::clamp(kChunk / n, kMinColumns, kMaxColumns), rows);
+  return {2, ceil_div(columns, 64) * 64, DType::kFloat32};
 }
 
 Status infonce_chunk(const Context& context, const InfoNceArgs& args, const InfoNceChunk& chunk) {

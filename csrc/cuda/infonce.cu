@@ -1,12 +1,14 @@
-// InfoNCE against the ring of keys, forward and gradient in one pass, and the ring's own kernels.
+// InfoNCE against the ring of keys, loss and gradient in one pass, and the ring's own kernels.
 //
 // 16-bit types, up to 256 columns: infonce_parts_kernel, attention whose keys and values are both the ring
 // (FlashAttention-2's structure: a tile of the ring in shared memory serves both products, the dot products live in
-// registers). The ring is split over blocks; infonce_finish_kernel joins their states in a fixed order. Wider rows do not
-// fit the register file, fp32 has no tensor cores of its precision: there the products are cuBLAS's, chunk by chunk, with
-// infonce_mask_kernel and infonce_weigh_kernel between them.
+// registers). The ring is split over blocks; infonce_finish_kernel joins their states in a fixed order. Wider rows do
+// not fit the register file, and fp32 needs more than tensor cores give: there the products are cuBLAS's, chunk by
+// chunk, with infonce_mask_kernel and infonce_weigh_kernel between them.
 
 #include "ppa/infonce.h"
+
+#include <type_traits>
 
 #include "cuda/device.cuh"
 #include "ppa/operations.h"
@@ -15,14 +17,6 @@
 namespace ppa::cuda {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
-
-// Calls f with a value of the type.
-template <typename F>
-Status with_type(DType type, const F& f) {
-  if (type == DType::kBFloat16) return f(bfloat16{});
-  if (type == DType::kFloat16) return f(float16{});
-  return f(float{});
-}
 
 // Reductions over a block, in an order that is fixed by its size; every thread receives the result. `shared` holds a
 // float for each warp and must not be in use.
@@ -91,12 +85,16 @@ constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kMaxParts = 512;
 
-// kDim: the rows' length, padded with zeros; kTiles: 16-row tiles of queries for each warp. With two of them a fragment of
-// the ring that was read from shared memory is used twice: with one, shared memory (128 bytes a clock) would bound the
-// products at 2,048 flop a clock and multiprocessor, below what the tensor cores do.
-//                       registers of the accumulators      shared memory     blocks on a multiprocessor of sm_90
-//   kDim 128, kTiles 2   128 sums + 64 dot products         65 KB             2 (by registers)
-//   kDim 256, kTiles 1   128 + 32                           97 KB             2
+// kDim: the rows' length, padded with zeros; kTiles: 16-row tiles of queries for each warp. With two of them a fragment
+// of the ring that was read from shared memory is used twice: with one, shared memory (128 bytes a clock) bounds the
+// products at 2,048 flop a clock and multiprocessor, below what mma.sync does on an H200 (some 2,500).
+//
+//                        registers: sums, dot products, all on sm_80 / 90 / 100   shared memory   blocks, sm_80 / 90
+//   kDim  64, kTiles 1          32    32    118 / 126 / 132                           26 KB             4 / 4
+//   kDim  64, kTiles 2          64    32    164 / 184 / 170                           26 KB             3 / 2
+//   kDim 128, kTiles 1          64    32    158 / 166 / 166                           50 KB             3 / 3
+//   kDim 128, kTiles 2         128    32    246 / 250 / 255                           50 KB             2 / 2
+//   kDim 256, kTiles 1         128    32    234 / 236 / 244                           98 KB             1 / 2
 template <typename T, int kDim, int kTiles>
 struct PartsKernel {
   static constexpr int kRows = kWarps * kTiles * 16;  // queries of a block
@@ -104,8 +102,8 @@ struct PartsKernel {
   static constexpr int kChunks = kDim / 8;            // 16 bytes each, of a row in shared memory
   static constexpr size_t kSharedBytes = (kRows + 2 * kColumns) * (kDim * sizeof(T) + sizeof(int64_t));
 
-  // Where a 16-byte chunk lies in a tile: permuted with its seven neighbours by the row's number, so that the chunks of one
-  // index of eight rows lie in different banks.
+  // Where a 16-byte chunk lies in a tile: permuted with its seven neighbours by the row's number, so that the chunks of
+  // one index of eight rows lie in different banks.
   static __device__ __forceinline__ int at(int row, int chunk) {
     return row * kDim + chunk / 8 * 64 + ((chunk ^ row) % 8) * 8;
   }
@@ -114,24 +112,18 @@ struct PartsKernel {
 // Two floats, rounded, in one register; `low` at the lower address.
 template <typename T>
 PPA_INLINE uint32_t pack(float low, float high) {
-  return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
-}
-
 #ifdef __CUDA_ARCH__
-template <>
-PPA_INLINE uint32_t pack<bfloat16>(float low, float high) {
   uint32_t bits;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  }
   return bits;
-}
-
-template <>
-PPA_INLINE uint32_t pack<float16>(float low, float high) {
-  uint32_t bits;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
-  return bits;
-}
+#else
+  return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
 #endif
+}
 
 // Block (part, rows of queries): the state of these queries over this part of the live rows, counted from the oldest.
 // What a lane holds of a 16 x 8 tile of products: rows lane / 4 and lane / 4 + 8, columns 2 (lane % 4) and the next.
@@ -172,7 +164,8 @@ __global__ void __launch_bounds__(kThreads, 2) infonce_parts_kernel(const __grid
     for (unsigned i = thread; i < kColumns * Kernel::kChunks; i += kThreads) {
       const int row = i / Kernel::kChunks, chunk = i % Kernel::kChunks;
       const bool valid = row < left && chunk * 8 < dim;
-      cp_async_16(to + Kernel::at(row, chunk), valid ? ring + ring_row(ring_at, row, rows) * dim + chunk * 8 : ring, valid);
+      cp_async_16(to + Kernel::at(row, chunk), valid ? ring + ring_row(ring_at, row, rows) * dim + chunk * 8 : ring,
+                  valid);
     }
     cp_async_commit();
   };
@@ -188,8 +181,8 @@ __global__ void __launch_bounds__(kThreads, 2) infonce_parts_kernel(const __grid
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) max[t][0] = max[t][1] = -INFINITY;
 
-  // What a lane names to ldmatrix, of every 16 rows and two chunks: row lane % 16, chunk 2k + lane / 16. k = 0 .. 3; the
-  // rest of an address is a constant.
+  // What a lane names to ldmatrix, of every 16 rows and two chunks: row lane % 16, chunk 2k + lane / 16. k = 0 .. 3;
+  // the rest of an address is a constant.
   int offsets[4];
 #pragma unroll
   for (int k = 0; k < 4; ++k) offsets[k] = Kernel::at(lane % 16, 2 * k + lane / 16);
@@ -201,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, 2) infonce_parts_kernel(const __grid
   for (int buffer = 0; left > 0; buffer = 1 - buffer) {
     const T* keys = tiles + buffer * kColumns * kDim;
     const int64_t* key_groups = tile_groups + buffer * kColumns;
-    int columns = min(left, kColumns);
+    const int columns = min(left, kColumns);
     cp_async_wait<0>();
     __syncthreads();  // this tile has come, and nobody reads the other buffer any more
     ring_at = ring_row(ring_at, kColumns, rows);
@@ -259,8 +252,8 @@ __global__ void __launch_bounds__(kThreads, 2) infonce_parts_kernel(const __grid
       }
     }
 
-    // The running maxima, where one of the warp's moved, and the weights, in the layout in which the second product takes
-    // them as its left operand.
+    // The running maxima, where one of the warp's moved, and the weights, in the layout in which the second product
+    // takes them as its left operand.
     uint32_t weights[kTiles][kColumns / 8][2];
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
@@ -333,7 +326,7 @@ __global__ void __launch_bounds__(kThreads, 2) infonce_parts_kernel(const __grid
   }
 }
 
-// Two blocks on every multiprocessor at once; their states, 64 KB each with 128 queries of 128 columns, are 17 MB on an
+// One wave of two blocks a multiprocessor. Their states, 64 KB each with 128 queries of 128 columns, are 17 MB on an
 // H200 and stay in its L2 until infonce_finish_kernel reads them.
 constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int64_t kMaxFusedDim = 256, kMaxFusedRows = 1 << 30;  // row numbers are 32 bits there
@@ -344,7 +337,8 @@ template <typename T, int kDim, int kTiles>
 Status launch_parts(const Context& context, const InfoNceArgs& args) {
   using Kernel = PartsKernel<T, kDim, kTiles>;
   const dim3 grid(static_cast<unsigned>(ceil_div(args.n, Kernel::kRows)), static_cast<unsigned>(args.parts));
-  return launch(infonce_parts_kernel<T, kDim, kTiles>, grid, dim3(kThreads), Kernel::kSharedBytes, context.stream, args);
+  return launch(infonce_parts_kernel<T, kDim, kTiles>, grid, dim3(kThreads), Kernel::kSharedBytes, context.stream,
+                args);
 }
 
 template <typename T>
@@ -363,10 +357,11 @@ Status infonce_parts(const Context& context, const InfoNceArgs& args) {
 // The parts one after the other, between two matrix products.
 
 constexpr int kWeighThreads = 512;
-constexpr int kWeighVectors = 8;  // of 4 columns a thread: a row of the chunk stays in registers
-constexpr int64_t kMaxChunkColumns = kWeighThreads * kWeighVectors * 4;
+constexpr int kWeighVectors = 9;  // of 4 columns a thread: a row of the chunk stays in registers
+constexpr int64_t kMaxChunkColumns = kWeighThreads * kWeighVectors * 4;  // a quarter of 65,536 + 256 and more
 constexpr int64_t kMinChunkColumns = 256;
-constexpr int64_t kChunk = int64_t{1} << 22;  // dot products: 16 MB, a third of an H200's L2, with the weights half of it
+// Dot products of a chunk: 18 MB, which with the 9 MB of their weights stay in an H200's L2 (50 MB).
+constexpr int64_t kChunk = 256 * kMaxChunkColumns;
 
 InfoNcePlan infonce_plan(const Context& context, DType type, int64_t n, int64_t dim, int64_t rows) {
   if (type != DType::kFloat32 && dim <= kMaxFusedDim && rows <= kMaxFusedRows) {
@@ -374,8 +369,8 @@ InfoNcePlan infonce_plan(const Context& context, DType type, int64_t n, int64_t 
     const int64_t parts = context.multiprocessors * kBlocksPerMultiprocessor / row_blocks;
     return {max(int64_t{1}, min(parts, min(tiles, int64_t{kMaxParts}))), 0, type};
   }
-  const int64_t columns = max(kMinChunkColumns, min(kChunk / n, kMaxChunkColumns));
-  return {2, columns / 64 * 64, type};
+  const int64_t most = max(kMinChunkColumns, min(kChunk / n, kMaxChunkColumns) / 64 * 64);
+  return {2, ceil_div(ceil_div(rows, ceil_div(rows, most)), 64) * 64, type};
 }
 
 constexpr int kMaskThreads = 256;  // columns of a block
@@ -473,9 +468,9 @@ __global__ void __launch_bounds__(kWeighThreads)
   for (int v = 0; v < kWeighVectors; ++v) {
     const int64_t column = (v * kWeighThreads + threadIdx.x) * 4;
     if (column >= chunk.rows) continue;
-    const float4 weight = make_float4(
-        softmax_weight(x[v].x, shift, args.scale), softmax_weight(x[v].y, shift, args.scale),
-        softmax_weight(x[v].z, shift, args.scale), softmax_weight(x[v].w, shift, args.scale));
+    const float4 weight =
+        make_float4(softmax_weight(x[v].x, shift, args.scale), softmax_weight(x[v].y, shift, args.scale),
+                    softmax_weight(x[v].z, shift, args.scale), softmax_weight(x[v].w, shift, args.scale));
     sum += (weight.x + weight.y) + (weight.z + weight.w);
     store4(weights + column, weight);
   }
@@ -502,8 +497,8 @@ Status infonce_chunk(const Context& context, const InfoNceArgs& args, const Info
 
 constexpr int kFinishThreads = 256;
 
-// A block takes a query. Its threads share the columns, four each, and the parts; with 128 columns 8 warps read 8 parts at
-// a time, 512 bytes each.
+// A block takes a query. Its threads share the columns, four each, and the parts; with 128 columns 8 warps read 8 parts
+// at a time, 512 bytes each.
 template <typename T>
 __global__ void __launch_bounds__(kFinishThreads, 4) infonce_finish_kernel(const __grid_constant__ InfoNceArgs args) {
   __shared__ float factors[kMaxParts];
@@ -532,7 +527,7 @@ __global__ void __launch_bounds__(kFinishThreads, 4) infonce_finish_kernel(const
   const int column = thread % vectors, row = thread / vectors;
   float4 weighted = make_float4(0, 0, 0, 0);
   if (row < rows) {
-#pragma unroll 4
+#pragma unroll 8
     for (int p = row; p < parts; p += rows) {
       weighted = fma4(factors[p], load4(args.weighted + ((p * args.n + query) * vectors + column) * 4), weighted);
     }

@@ -89,9 +89,9 @@ PPA_MULTIVERSION bool copy_ids(Sentence sentence, int32_t* to, uint32_t vocab_si
   return good;
 }
 
-// Boundaries [parts + 1] of contiguous runs, none empty, whose largest sum is as small as can be; `sums` [n + 1] are the
-// running sums from 0. A largest sum allows the runs that are filled up to it from the left; the least one that gets
-// along with `parts` of them is found by bisection.
+// Boundaries [parts + 1] of contiguous runs, none empty, whose largest sum is as small as can be; `sums` [n + 1] are
+// the running sums from 0. A largest sum allows the runs that are filled up to it from the left; the least one that
+// gets along with `parts` of them is found by bisection.
 std::vector<int64_t> boundaries(const std::vector<int64_t>& sums, int64_t parts) {
   const int64_t n = static_cast<int64_t>(sums.size()) - 1;
   const auto reach = [&](int64_t begin, int64_t largest) {

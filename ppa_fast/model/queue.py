@@ -63,9 +63,9 @@ class KeyQueue:
         self.vectors[rows], self.groups[rows] = keys.to(self.vectors.dtype), groups
 
     def content(self) -> tuple[Tensor, Tensor]:
-        """The live keys [n, D] and their groups int64 [n], oldest first: with the cursor, all of a checkpoint."""
+        """The live keys fp32 [n, D] and their groups int64 [n], oldest first: with the cursor, all of a checkpoint."""
         rows = self._rows()
-        return self.vectors[rows], self.groups[rows]
+        return self.vectors[rows].float(), self.groups[rows]
 
     # What follows waits for the device: for checkpoints and tests.
 

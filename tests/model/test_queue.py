@@ -63,11 +63,11 @@ def test_keys_are_held_in_the_type_that_was_asked_for():
     queue = KeyQueue(6, 4, 2, dtype=torch.bfloat16)
     odd = keys(1, 4) + 1 / 512  # no bf16 numbers
     queue.fill(odd, torch.arange(4))
-    assert queue.content()[0].dtype == torch.bfloat16
-    assert torch.equal(queue.content()[0], odd.bfloat16())
+    assert queue.vectors.dtype == torch.bfloat16
+    assert torch.equal(queue.content()[0], odd.bfloat16().float())
     queue.enqueue(odd, torch.arange(4), torch.arange(4))
     queue.commit(4)
-    assert torch.equal(queue.content()[0], torch.cat([odd, odd])[-6:].bfloat16())
+    assert torch.equal(queue.content()[0], torch.cat([odd, odd])[-6:].bfloat16().float())
 
 
 def test_keys_that_are_not_finite_never_enter():

@@ -102,15 +102,22 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 
 def check_case(c: Case, temperature: float = TAU) -> None:
-    """Errors against fp64 are held to those of plain PyTorch in fp32, though the vectors may be 16-bit: stricter than in
-    16 bits. What the gradient may lose more is the rounding of the weights p_j, to the ring's type."""
+    """Errors against fp64 are held to those of plain PyTorch in fp32, even where the vectors have 16 bits.
+
+    That is stricter than in 16 bits; what those lose more is the rounding of the weights p_j, in the gradient, and that
+    tensor cores cut off their sums: 16 steps of 2^-23 for 256 columns.
+    """
     loss, top1, dq = c.operator(temperature)
     exact, margin, gradient, weighted = formula(c, temperature, torch.float64)
     plain, _, plain_gradient, _ = formula(c, temperature, torch.float32)
-    rounding = torch.finfo(c.ring.dtype).eps / 2 * float(weighted.max())
     assert (loss.dtype, top1.dtype, dq.dtype) == (torch.float32, torch.bool, torch.float32)
-    assert error(loss, exact) <= 2 * error(plain, exact) + 1e-5
-    assert error(dq, gradient) <= 3 * error(plain_gradient, gradient) + 1e-5 + rounding
+    logits = rounding = 0.0
+    if c.ring.dtype != torch.float32:
+        logits = 2e-6 * max(1.0, float(c.ring.float().norm(dim=1).max())) / temperature
+        rounding = torch.finfo(c.ring.dtype).eps / 2
+    assert error(loss, exact) <= 2 * error(plain, exact) + 1e-5 + logits
+    further = (logits + rounding) * float(weighted.max())
+    assert error(dq, gradient) <= 3 * error(plain_gradient, gradient) + 1e-5 + further
     clear = margin.abs() > 1e-5 / temperature
     assert torch.equal(top1[clear], margin[clear] > 0)
 
@@ -147,8 +154,8 @@ def test_shapes_and_types(backend: Backend, n: int, rows: int, d: int, dtype: to
 @pytest.mark.parametrize(("dtype", "d"), [(torch.float32, 8), (torch.bfloat16, 32), (torch.float16, 264)], ids=str)
 def test_many_rows(backend: Backend, dtype: torch.dtype, d: int) -> None:
     """Several chunks of the ring, and several parts of several tiles each; some hold no live row."""
-    for count, cursor in ((35_000, 20_011), (4_000, 7)):
-        check_case(case(backend, 3, 35_117, d, dtype, count, cursor, n_groups=100))
+    for count, cursor in ((55_000, 20_011), (4_000, 7)):
+        check_case(case(backend, 3, 55_117, d, dtype, count, cursor, n_groups=100))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -407,8 +414,12 @@ def test_a_ring_of_more_than_two_to_the_31_elements(backend: Backend) -> None:
     ring[-500:], ring_groups[-500:] = small.ring, small.ring_groups
     state = torch.tensor([0, 500, 0], device=backend.device)
     large = replace(small, ring=ring, ring_groups=ring_groups, state=state)
-    for found, expected in zip(large.operator(), small.operator(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # cut into parts elsewhere
+    loss, top1, dq = large.operator()
+    expected, hits, gradient = small.operator()
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-4)
+    assert torch.equal(top1, hits)
+    rounding = torch.finfo(torch.bfloat16).eps * float(formula(small, TAU, torch.float64)[3].max())
+    torch.testing.assert_close(dq, gradient, rtol=0, atol=rounding)  # the ring is cut into parts elsewhere
 
 
 # Arguments.

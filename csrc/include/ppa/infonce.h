@@ -17,12 +17,12 @@ struct Softmax {
 
 constexpr Softmax kNoNegatives = {-INFINITY, 0.0f};
 
-// Weights reach 2^8: rounded to fp16, whose smallest number is 2^-24, what is lost is below 2^-33 of the highest one, for
-// 65,536 rows together 1e-5.
+// Weights reach 2^8: rounded to fp16, whose smallest number is 2^-24, what is lost is below 2^-33 of the highest one,
+// for 65,536 rows together 1e-5.
 constexpr float kHeadroom = 8.0f;
 
-// What a part's exponents are relative to. Rounded here alone: fma(scale, s, −shift) is then the exact difference, rounded
-// once, however small the temperature.
+// What a part's exponents are relative to. Rounded here alone: fma(scale, s, −shift) is then the exact difference,
+// rounded once, however small the temperature.
 PPA_INLINE float softmax_shift(float max, float scale) {
   return max == -INFINITY ? 0.0f : fmaf(scale, max, -kHeadroom);
 }
@@ -42,12 +42,12 @@ struct InfoNce {
   bool top1;                          // the positive is strictly above every negative
 };
 
-// Written so that nothing cancels: 1 − p+ and a loss near 0 keep their relative precision. A positive that is not finite
-// gives a loss that is not.
+// Written so that nothing cancels: 1 − p+ and a loss near 0 keep their relative precision. A positive that is not
+// finite gives a loss that is not.
 PPA_INLINE InfoNce infonce_of(Softmax negatives, float positive, float scale) {
   // What the weights are relative to, in powers of two above the positive's own.
-  const float above = negatives.max == -INFINITY ? -INFINITY
-                                                 : -fmaf(scale, positive, -softmax_shift(negatives.max, scale));
+  const float above =
+      negatives.max == -INFINITY ? -INFINITY : -fmaf(scale, positive, -softmax_shift(negatives.max, scale));
   const bool easy = above <= 0.0f;
   const float weight = easy ? exp2_poly(above) : 1.0f, own = easy ? 1.0f : exp2_poly(-above);
   const float odds = weight * negatives.sum, total = own + odds, inverse = 1.0f / total;

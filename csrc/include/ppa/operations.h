@@ -1,5 +1,6 @@
-// The launchers of every operation: raw pointers and a context in, a status out. ppa::cpu runs on threads of the caller's
-// pool, ppa::cuda on a stream; both take the same arguments, whose meaning is told once, here. No torch in these files.
+// The launchers of every operation: raw pointers and a context in, a status out. ppa::cpu runs on threads of the
+// caller's pool, ppa::cuda on a stream; both take the same arguments, whose meaning is told once, here. No torch in
+// these files.
 //
 // A launcher trusts shapes and pointers (the bindings check them); what only the data can tell (an id, an offset, a
 // non-finite key) it guards itself, so that nothing is read or written out of bounds.
@@ -13,16 +14,16 @@ namespace ppa {
 
 // master <- fmaf(momentum, master, (1 - momentum) * source); working <- master, rounded. One pass over flat buffers.
 struct EmaArgs {
-  float* master;         // [n]
-  const float* source;   // [n]
-  void* working;         // [n] of working_type, or nullptr
+  float* master;        // [n]
+  const float* source;  // [n]
+  void* working;        // [n] of working_type, or nullptr
   DType working_type;
   int64_t n;
 };
 
-// The softmax cross-entropy of `rows` rows of logits, to which a bias is added first: loss <- -log softmax at the label,
-// logits <- their gradient, softmax - onehot, rounded, and 0 in the columns from vocab_size on, whose content is not read.
-// A label outside [0, vocab_size) (the CPU's binding refuses it): loss NaN, gradient 0.
+// The softmax cross-entropy of `rows` rows of logits, to which a bias is added first: loss <- -log softmax at the
+// label, logits <- their gradient, softmax - onehot, rounded, and 0 in the columns from vocab_size on, whose content is
+// not read. A label outside [0, vocab_size) (the CPU's binding refuses it): loss NaN, gradient 0.
 struct CrossEntropyArgs {
   void* logits;           // [rows, stride] of type; 16-byte aligned, the stride a multiple of 64
   const void* bias;       // [stride] of type, likewise aligned and padded
@@ -32,10 +33,11 @@ struct CrossEntropyArgs {
   int64_t rows, stride, vocab_size;
 };
 
-// N pairs of token rows become three streams, one sequence a pair: [CLS] query [SEP], [CLS] key [SEP], and, with masking
-// applied, [CLS] query [SEP] key [SEP]; which side is the query, the coin tells. What has to be known before (the sizes,
-// and with them where each pair writes) comes from the host. Bad offsets, a layout that does not fit and ids outside the
-// vocabulary: the CPU names them, CUDA (which could tell only by waiting) writes within bounds and says nothing.
+// N pairs of token rows become three streams, one sequence a pair: [CLS] query [SEP], [CLS] key [SEP], and, with
+// masking applied, [CLS] query [SEP] key [SEP]; which side is the query, the coin tells. What has to be known before
+// (the sizes, and with them where each pair writes) comes from the host. Bad offsets, a layout that does not fit and
+// ids outside the vocabulary: the CPU names them, CUDA (which could tell only by waiting) writes within bounds and says
+// nothing.
 struct AssembleArgs {
   const int32_t* a_tokens;          // [a_count], rows end to end, no special tokens
   const int32_t* a_offsets;         // [n + 1]
@@ -82,9 +84,9 @@ struct EnqueueArgs {
   int64_t n;
 };
 
-// InfoNCE of n queries against the live rows of the ring that are not of their group. The ring is taken in parts, each of
-// which leaves a state (ppa/infonce.h); `finish` joins them in order with the positive, and, given positions, enqueues
-// the positives.
+// InfoNCE of n queries against the live rows of the ring that are not of their group. The ring is taken in parts, each
+// of which leaves a state (ppa/infonce.h); `finish` joins them in order with the positive, and, given positions,
+// enqueues the positives.
 struct InfoNceArgs {
   Ring ring;
   const void *query, *positive;  // [n, dim] of the ring's type
@@ -101,9 +103,9 @@ struct InfoNceArgs {
 };
 
 // How a backend goes through the ring. columns = 0: at once, infonce_parts fills the states of all parts. Otherwise in
-// chunks of at most `columns` rows (a multiple of 64): a matrix product gives a chunk's dot products, infonce_chunk turns
-// them into weights, a second one sums the weighted rows into the state of part 1 of 2. Neither needs memory that grows
-// with the ring.
+// chunks of at most `columns` rows (a multiple of 64): a matrix product gives a chunk's dot products, infonce_chunk
+// turns them into weights, a second one sums the weighted rows into the state of part 1 of 2. Neither needs memory that
+// grows with the ring.
 struct InfoNcePlan {
   int64_t parts, columns;
   DType weights_type;  // of the chunks: float, in place of the dot products, or the ring's type
@@ -120,7 +122,8 @@ struct InfoNceChunk {
 
 namespace cpu {
 
-// How to run body(begin, end, context) over [0, n) in pieces of at least `grain`, in parallel: at::parallel_for's C form.
+// How to run body(begin, end, context) over [0, n) in pieces of at least `grain`, in parallel: at::parallel_for's C
+// form.
 struct Context {
   void (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 };

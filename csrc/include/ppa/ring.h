@@ -11,7 +11,8 @@ struct RingState {
   int64_t cursor, count, refused;
 };
 
-// A state read from the device; one that no commit leaves behind is taken for an empty ring: nothing is read out of bounds.
+// A state read from the device; one that no commit leaves behind is taken for an empty ring: nothing is read out of
+// bounds.
 PPA_INLINE RingState ring_checked(RingState state, int64_t rows) {
   const bool sound = state.cursor >= 0 && state.cursor < rows && state.count >= 0 && state.count <= rows;
   return sound ? state : RingState{0, 0, state.refused};
@@ -44,6 +45,14 @@ PPA_INLINE bool ring_live(int64_t row, int64_t cursor, int64_t count, int64_t ro
 PPA_INLINE RingState ring_commit(RingState state, int64_t written, int64_t size, int64_t rows) {
   const int64_t count = state.count + written;
   return {(state.cursor + written) % rows, count < size ? count : size, state.refused};
+}
+
+// Calls f with a value of the type.
+template <typename F>
+auto with_type(DType type, const F& f) {
+  if (type == DType::kBFloat16) return f(bfloat16{});
+  if (type == DType::kFloat16) return f(float16{});
+  return f(float{});
 }
 
 // Whether the ring may hold this element of a key: it is finite, and still so in the ring's type.
