@@ -54,10 +54,19 @@ class PairBatch:
 
     @classmethod
     def of(cls, buffer: Tensor, sizes: Sizes, number: int, step: StepTotals) -> PairBatch:
-        """The micro-batch that a packer wrote into ``buffer``."""
+        """The micro-batch that a packer wrote into ``buffer``, on the host."""
+        views = sizes.views(buffer)
+        query = views["query_cu_seqlens"].diff().long()
+        key = (views["a_offsets"].diff() + views["b_offsets"].diff() + 4).long() - query
+        return cls._viewing(buffer, sizes, number, step, (query.numpy(), key.numpy()))
+
+    @classmethod
+    def _viewing(
+        cls, buffer: Tensor, sizes: Sizes, number: int, step: StepTotals, lengths: tuple[NDArray[np.int64], ...]
+    ) -> PairBatch:
         views = sizes.views(buffer)
         bounds = views.pop("query_cu_seqlens"), views.pop("masked_cu_rows")
-        layout = Layout(*bounds, query_tokens=sizes.query_tokens, masked=sizes.masked)
+        layout = Layout(*bounds, sizes.query_tokens, sizes.masked, *lengths)
         return cls(buffer, sizes, layout=layout, number=number, step=step, **views)
 
     def __len__(self) -> int:
@@ -66,7 +75,8 @@ class PairBatch:
     def to(self, device: torch.device) -> PairBatch:
         """The same on another device: one copy, which does not wait if the buffer is pinned."""
         buffer = self.buffer.to(device, non_blocking=self.buffer.is_pinned())
-        return PairBatch.of(buffer, self.sizes, self.number, self.step)
+        lengths = self.layout.query_lengths, self.layout.key_lengths
+        return PairBatch._viewing(buffer, self.sizes, self.number, self.step, lengths)
 
 
 def micro_batches(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ppa_fast.ops.checks import check, check_range
@@ -18,12 +20,13 @@ class Stream:
     """Sequences laid end to end.
 
     ``tokens``: int32 [T]; ``cu_seqlens``: int32 [S+1], the sequences' boundaries; ``positions``: int32 [T], a token's
-    index in its own sequence.
+    index in its own sequence; ``lengths``: int64 [S], of the sequences, on the host.
     """
 
     tokens: Tensor
     cu_seqlens: Tensor
     positions: Tensor
+    lengths: NDArray[np.int64]
 
     @property
     def sequence(self) -> Tensor:
@@ -62,13 +65,16 @@ class Layout:
     """What the host knows about N pairs before they are assembled: so nothing waits for the device to count.
 
     ``query_cu_seqlens``: int32 [N+1], boundaries of the query stream; ``masked_cu_rows``: int32 [N+1], running count of
-    the masked rows, pair by pair; ``query_tokens`` and ``masked``: the last of each.
+    the masked rows, pair by pair; ``query_tokens`` and ``masked``: the last of each; ``query_lengths``,
+    ``key_lengths``: int64 [N], specials included, which stay on the host.
     """
 
     query_cu_seqlens: Tensor
     masked_cu_rows: Tensor
     query_tokens: int
     masked: int
+    query_lengths: NDArray[np.int64]
+    key_lengths: NDArray[np.int64]
 
 
 def _fake(
@@ -136,7 +142,14 @@ def layout(
     selected, _ = reference.masking(query, key, pair_ids, epochs, seed, mask_probability)
     query_cu_seqlens = reference.boundaries(query + 2)
     masked_cu_rows = reference.count_rows(selected, reference.boundaries(query + key + 3))
-    return Layout(query_cu_seqlens.int(), masked_cu_rows.int(), int(query_cu_seqlens[-1]), int(masked_cu_rows[-1]))
+    return Layout(
+        query_cu_seqlens.int(),
+        masked_cu_rows.int(),
+        int(query_cu_seqlens[-1]),
+        int(masked_cu_rows[-1]),
+        (query + 2).numpy(),
+        (key + 2).numpy(),
+    )
 
 
 def assemble(
@@ -222,9 +235,9 @@ def assemble(
         input_shuffling,
     )
     return Assembled(
-        query=Stream(query, layout.query_cu_seqlens, query_at),
-        key=Stream(key, key_bounds, key_at),
-        tlm=Stream(tlm, tlm_bounds, tlm_at),
+        query=Stream(query, layout.query_cu_seqlens, query_at, layout.query_lengths),
+        key=Stream(key, key_bounds, key_at, layout.key_lengths),
+        tlm=Stream(tlm, tlm_bounds, tlm_at, layout.query_lengths + layout.key_lengths - 1),
         masked_rows=masked_rows,
         labels=labels,
         swap=swap,

@@ -85,12 +85,12 @@ class Trainer:
 
         self.plan, self.settings, self.device = plan, plan.settings, device
         self.rank, self.world = distributed.rank(), distributed.world_size()
-        settings, config, special = plan.settings, plan.config, plan.store.special
+        settings, config = plan.settings, plan.config
 
         mlm = load_masked_lm(settings.model)
         torch.manual_seed(torch_seed(settings.seed, 0, 0))
         model = AlignmentModel(
-            mlm, special.pad, settings.pooling, settings.projection_dim, tlm=settings.tlm, moco=settings.moco
+            mlm, settings.pooling, settings.projection_dim, tlm=settings.tlm, moco=settings.moco
         ).train()  # a loaded model comes without dropout
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.frozen = {name: initial[name] for name, p in model.named_parameters() if not p.requires_grad}

@@ -55,7 +55,7 @@ def test_lm_head_in_two_parts_is_hugging_faces(mlm):
 def test_tlm_loss_and_gradients_are_hugging_faces_on_the_same_sequence(tiny, mlm):
     assembled, special, _ = batch_of(tiny, range(12), p=0.3)
     assembled.tlm.tokens[assembled.masked_rows[0]] = special.pad  # masking may draw any id, the padding's too
-    model = AlignmentModel(mlm, special.pad, "cls", 16, moco=False).eval()
+    model = AlignmentModel(mlm, "cls", 16, moco=False).eval()
     torch.nn.init.normal_(lm_decoder(mlm).bias)
     names, parameters = zip(*((n, p) for n, p in mlm.named_parameters() if p.requires_grad), strict=True)
     got, _ = model(assembled)
@@ -78,8 +78,8 @@ def test_tlm_loss_and_gradients_are_hugging_faces_on_the_same_sequence(tiny, mlm
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_query_vectors_are_unit_projections_of_each_sentence_alone(tiny, mlm, pooling):
-    assembled, special, _ = batch_of(tiny, range(7))
-    model = AlignmentModel(mlm, special.pad, pooling, 16).eval()
+    assembled, _, _ = batch_of(tiny, range(7))
+    model = AlignmentModel(mlm, pooling, 16).eval()
     with torch.no_grad():
         _, query = model(assembled)
         for row, tokens in zip(
@@ -93,26 +93,20 @@ def test_query_vectors_are_unit_projections_of_each_sentence_alone(tiny, mlm, po
 
 
 def test_what_no_objective_trains_is_frozen(tiny, mlm):
-    special = Store.open(tiny.store).special
-    trained = {n for n, p in AlignmentModel(mlm, special.pad, "cls", 16).named_parameters() if p.requires_grad}
+    trained = {n for n, p in AlignmentModel(mlm, "cls", 16).named_parameters() if p.requires_grad}
     mlm.requires_grad_(True)
-    no_tlm = {
-        n for n, p in AlignmentModel(mlm, special.pad, "cls", 16, tlm=False).named_parameters() if p.requires_grad
-    }
+    no_tlm = {n for n, p in AlignmentModel(mlm, "cls", 16, tlm=False).named_parameters() if p.requires_grad}
     words = mlm.get_input_embeddings().weight  # tied to the head, but the encoder reads it
     head = {n for n, p in mlm.named_parameters(prefix="mlm") if (".cls." in n or ".lm_head." in n) and p is not words}
     assert head
     assert trained - no_tlm == head
     mlm.requires_grad_(True)
-    no_moco = {
-        n for n, p in AlignmentModel(mlm, special.pad, "cls", 16, moco=False).named_parameters() if p.requires_grad
-    }
+    no_moco = {n for n, p in AlignmentModel(mlm, "cls", 16, moco=False).named_parameters() if p.requires_grad}
     assert trained - no_moco == {n for n in trained if n.startswith("projection.")}
 
 
 def test_objective_of_micro_batches_adds_up_to_that_of_the_whole_step(tiny, mlm):
-    special = Store.open(tiny.store).special
-    model = AlignmentModel(mlm, special.pad, "mean", 16).eval()
+    model = AlignmentModel(mlm, "mean", 16).eval()
     weights = Weights(tlm=0.7, moco=1.3, temperature=0.05)
     queue = KeyQueue(32, 12, 16)
     generator = torch.Generator().manual_seed(0)

@@ -3,6 +3,7 @@ and every backend against the reference, to the bit."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -96,7 +97,8 @@ class Call:
 
     def run(self, device: torch.device) -> Assembled:
         """The public function."""
-        there = Layout(*self.bounds(device), self.layout.query_tokens, self.layout.masked)
+        query, masked = self.bounds(device)
+        there = dataclasses.replace(self.layout, query_cu_seqlens=query, masked_cu_rows=masked)
         return assemble(*self.tensors(device), there, **self.numbers)
 
     def operands(self, device: torch.device) -> tuple[Any, ...]:
@@ -305,7 +307,7 @@ def test_nothing_waits_for_the_device() -> None:
     device = torch.device("cuda")
     call = call_of(make_pairs(50))
     tensors, bounds = call.tensors(device), call.bounds(device)
-    there = Layout(*bounds, call.layout.query_tokens, call.layout.masked)
+    there = dataclasses.replace(call.layout, query_cu_seqlens=bounds[0], masked_cu_rows=bounds[1])
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
