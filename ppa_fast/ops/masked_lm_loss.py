@@ -30,7 +30,8 @@ _LEAST_ROWS = 1024
 
 
 class _MaskedLmLoss(torch.autograd.Function):
-    """Computes the gradients in the forward pass, while the logits are there, and scales them in the backward pass."""
+    """One chunk of logits keeps their gradient for the backward pass. Of several, each computes the gradients of the
+    arguments in the forward pass, while its logits are there; the backward pass scales them."""
 
     @staticmethod
     def forward(
@@ -38,9 +39,10 @@ class _MaskedLmLoss(torch.autograd.Function):
     ) -> Tensor:
         rows, vocab_size = len(hidden), len(weight)
         stride = -(-vocab_size // _PADDED_TO) * _PADDED_TO
-        chunks = math.ceil(rows / max(_LEAST_ROWS, budget_bytes // (stride * hidden.element_size())))
-        chunk = math.ceil(rows / max(chunks, 1))
-        to_hidden, to_weight, to_bias = (train and needed for needed in ctx.needs_input_grad[:3])
+        chunks = max(1, math.ceil(rows / max(_LEAST_ROWS, budget_bytes // (stride * hidden.element_size()))))
+        chunk = math.ceil(rows / chunks)
+        ctx.whole = train and chunks == 1
+        to_hidden, to_weight, to_bias = (train and needed and chunks > 1 for needed in ctx.needs_input_grad[:3])
 
         padded_bias = weight.new_zeros(stride)
         if bias is not None:
@@ -48,8 +50,6 @@ class _MaskedLmLoss(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         losses = hidden.new_empty(rows, dtype=wide)
         d_hidden = torch.empty_like(hidden) if to_hidden else None
-        # The sum over several chunks is taken in fp32; of one alone, the product is the gradient.
-        sums = wide if chunks > 1 else hidden.dtype
         d_weight = d_bias = None
         buffer = hidden.new_empty(chunk, stride)
         for first in range(0, rows, chunk or 1):
@@ -61,20 +61,29 @@ class _MaskedLmLoss(torch.autograd.Function):
             if d_hidden is not None:
                 torch.mm(real, weight, out=d_hidden[span])
             if to_weight:
-                d_weight = _add(d_weight, torch.mm(real.t(), hidden[span]), sums)
+                d_weight = _add(d_weight, torch.mm(real.t(), hidden[span]), wide)
             if to_bias:
-                d_bias = _add(d_bias, real.sum(0), sums)
-        if to_weight:
-            d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
-        if to_bias:
-            d_bias = torch.zeros_like(padded_bias[:vocab_size]) if d_bias is None else d_bias.to(weight.dtype)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+                d_bias = _add(d_bias, real.sum(0), wide)
+        if ctx.whole:
+            ctx.save_for_backward(buffer[:, :vocab_size], hidden, weight)
+        else:
+            d_weight, d_bias = (None if d is None else d.to(weight.dtype) for d in (d_weight, d_bias))
+            ctx.save_for_backward(d_hidden, d_weight, d_bias)
         return losses.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(None if d is None else d * gradient for d in ctx.saved_tensors), None, None, None)
+        if not ctx.whole:
+            return (*(None if d is None else d * gradient for d in ctx.saved_tensors), None, None, None)
+        d_logits, hidden, weight = ctx.saved_tensors
+        to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
+        return (
+            torch.mm(d_logits, weight).mul_(gradient) if to_hidden else None,
+            torch.mm(d_logits.t(), hidden).mul_(gradient) if to_weight else None,
+            d_logits.sum(0).mul_(gradient) if to_bias else None,
+            *[None] * 3,
+        )
 
 
 def _add(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,8 +95,8 @@ def masked_lm_loss(
 ) -> Tensor:
     """Sum over the rows of ``−log softmax(hidden_i · weightᵀ + bias)[label_i]``, an fp32 scalar; 0 for no rows.
 
-    Differentiable once, with respect to ``hidden``, ``weight`` and ``bias``. Logits are made, turned into their
-    gradient in place and used up chunk by chunk.
+    Differentiable once, with respect to ``hidden``, ``weight`` and ``bias``. Logits are made and turned into their
+    gradient in place, chunk by chunk; a chunk that is the only one is kept for the backward pass, others are used up.
 
     Args:
         hidden: fp32, bf16 or fp16 [M, H]. weight: [V, H] of the same type. bias: [V] of the same type, or None.
