@@ -1,5 +1,7 @@
 """The one exception that means "your input, not our code"."""
 
+from __future__ import annotations
+
 
 class UserError(ValueError):
     """Bad input: a file, an argument or a setting that cannot be used as given.
@@ -7,3 +9,12 @@ class UserError(ValueError):
     The message is one sentence (or a few lines) that names the file, line or argument, says what was found and what was
     expected. The command line prints it without a traceback and exits with status 2.
     """
+
+
+def input_error(error: BaseException) -> str | None:
+    """What ``error`` says of the input: a UserError's message, or a file and why it cannot be used. None: our fault."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:  # no permission, a full disk
+        return f"{error.filename}: {error.strerror}"
+    return None

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from ppa_fast.errors import UserError
 
@@ -24,10 +29,41 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what goes wrong inside (a full disk, no permission) into a UserError that names ``path`` and the reason."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise UserError(f"{path}: cannot be written: {reason or error}") from error
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replaces a small file in one step: a reader, or the next start after a crash, sees the old text or the new."""
+    """Replaces a small file in one step: a reader, or the next start after a crash, sees the old text or the new.
+
+    Raises UserError, naming the file, where it cannot be written; it is as before then.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.rename(path)
-    sync(path.parent)
+    try:
+        with writing(path):
+            temporary.write_text(text, encoding="utf-8")
+            sync(temporary)
+            temporary.rename(path)
+            sync(path.parent)
+    except UserError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder under another name, so that no part of it is ever taken for the whole. Absent is fine too.
+
+    Raises UserError, naming the folder, where it cannot be renamed.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    if path.is_dir():
+        with writing(path):
+            path.rename(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -57,18 +57,31 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return Tiny(pairs, folder / "tokenizer", folder / "model", folder / "store")
 
 
-def write_config(path: Path, batch: int = 16, micro: int | None = None, stage: int = 0, bf16: bool = False) -> Path:
-    """A DeepSpeed file for tests."""
-    values: dict[str, Any] = {
-        "train_batch_size": batch,
-        "zero_optimization": {"stage": stage},
-        "gradient_clipping": 1.0,
-    }
+def write_config(
+    path: Path,
+    batch: int = 16,
+    micro: int | None = None,
+    stage: int = 0,
+    bf16: bool = False,
+    fp16: bool = False,
+    offload: bool = False,
+    sums: str = "fp32",
+) -> Path:
+    """A DeepSpeed file for tests; ``sums``: the type of the gradients' sums under ZeRO in 16 bits.
+
+    At stage 3 biases stay whole, and the weights are cut in several sub-groups.
+    """
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        zero |= {"stage3_param_persistence_threshold": 100, "sub_group_size": 5000}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+    values: dict[str, Any] = {"train_batch_size": batch, "zero_optimization": zero, "gradient_clipping": 1.0}
     if micro is not None:
         values["train_micro_batch_size_per_gpu"] = micro
-    if bf16:
-        values["bf16"] = {"enabled": True}
+    if bf16 or fp16:
+        values["bf16" if bf16 else "fp16"] = {"enabled": True} if bf16 else {"enabled": True, "loss_scale": 256}
         if stage:
-            values["data_types"] = {"grad_accum_dtype": "fp32"}
+            values["data_types"] = {"grad_accum_dtype": sums}
     path.write_text(json.dumps(values), encoding="utf-8")
     return path

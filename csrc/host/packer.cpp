@@ -45,6 +45,9 @@ void parallel(int64_t threads, int64_t n, const F& f) {
   }
 }
 
+// Rows of a store lie anywhere in memory: the tokens of a pair are asked for this many pairs before they are copied.
+constexpr int64_t kAhead = 4;
+
 struct Sentence {
   const int32_t* ids;
   int32_t length;
@@ -56,6 +59,13 @@ struct Pair {
   Sentence a, b;
   int32_t query_length, masked;
 };
+
+// Asks for the cache lines of a pair's sentences.
+void prefetch(const Pair& pair) {
+  for (const Sentence& sentence : {pair.a, pair.b}) {
+    for (int32_t i = 0; i < sentence.length; i += 16) __builtin_prefetch(sentence.ids + i);
+  }
+}
 
 // Tokens that the encoders read for a pair: [CLS] a [SEP] b [SEP], [CLS] a [SEP] and [CLS] b [SEP].
 int64_t tokens_read(const Pair& pair) { return 2 * (int64_t{pair.a.length} + pair.b.length) + 7; }
@@ -265,6 +275,13 @@ class GlobalStep {
     return total;
   }
 
+  // Tokens of the sentences of all pairs, special tokens not counted.
+  int64_t text_tokens() const {
+    int64_t total = 0;
+    for (const Pair& pair : pairs_) total += int64_t{pair.a.length} + pair.b.length;
+    return total;
+  }
+
   std::vector<int64_t> pairs() const {
     std::vector<int64_t> counts;
     for (size_t part = 1; part < bounds_.size(); ++part) counts.push_back(bounds_[part] - bounds_[part - 1]);
@@ -315,6 +332,7 @@ class GlobalStep {
     }
     parallel(packer_->threads, n, [&](int64_t begin, int64_t end) -> std::string {
       for (int64_t i = begin; i < end; ++i) {
+        if (i + kAhead < end) prefetch(pairs_[positions[i + kAhead]]);
         const Pair& pair = pairs_[positions[i]];
         std::string wrong = packer_->copy(pair.a, pair.row, 'a', a_tokens + a_offsets[i]);
         if (wrong.empty()) wrong = packer_->copy(pair.b, pair.row, 'b', b_tokens + b_offsets[i]);
@@ -358,6 +376,7 @@ void fill(const GlobalStep& step, int64_t number, Array<uint8_t> buffer) {
 PYBIND11_MODULE(_packer, module) {
   py::class_<GlobalStep, std::shared_ptr<GlobalStep>>(module, "GlobalStep")
       .def_property_readonly("masked", &GlobalStep::masked)
+      .def_property_readonly("text_tokens", &GlobalStep::text_tokens)
       .def_property_readonly("pairs", &GlobalStep::pairs)
       .def("sizes", &GlobalStep::sizes, py::arg("number"))
       .def("fill", &fill, py::arg("number"), py::arg("buffer").noconvert());

@@ -19,10 +19,12 @@ from ppa_fast.ops.assemble import Layout
 class StepTotals:
     """What every rank knows of a global step without asking the others.
 
-    ``masked``: masked rows of the whole step; ``pairs``: how many pairs each micro-batch has, by number.
+    Of the whole step ``masked``: masked rows; ``text_tokens``: tokens a + b of all pairs, special tokens not counted.
+    ``pairs``: how many pairs each micro-batch has, by number.
     """
 
     masked: int
+    text_tokens: int
     pairs: tuple[int, ...]
 
     def pairs_by_rank(self, world_size: int) -> list[int]:
@@ -56,15 +58,20 @@ class PairBatch:
     def of(cls, buffer: Tensor, sizes: Sizes, number: int, step: StepTotals) -> PairBatch:
         """The micro-batch that a packer wrote into ``buffer``, on the host."""
         views = sizes.views(buffer)
-        query = views["query_cu_seqlens"].diff().long()
-        key = (views["a_offsets"].diff() + views["b_offsets"].diff() + 4).long() - query
-        return cls._viewing(buffer, sizes, number, step, (query.numpy(), key.numpy()))
+        a, b, query = (np.diff(views[name].numpy()) for name in ("a_offsets", "b_offsets", "query_cu_seqlens"))
+        lengths = query.astype(np.int64), (a + b + 4 - query).astype(np.int64)
+        return cls._viewing(buffer, views, sizes, number, step, lengths)
 
     @classmethod
     def _viewing(
-        cls, buffer: Tensor, sizes: Sizes, number: int, step: StepTotals, lengths: tuple[NDArray[np.int64], ...]
+        cls,
+        buffer: Tensor,
+        views: dict[str, Tensor],
+        sizes: Sizes,
+        number: int,
+        step: StepTotals,
+        lengths: tuple[NDArray[np.int64], ...],
     ) -> PairBatch:
-        views = sizes.views(buffer)
         bounds = views.pop("query_cu_seqlens"), views.pop("masked_cu_rows")
         layout = Layout(*bounds, sizes.query_tokens, sizes.masked, *lengths)
         return cls(buffer, sizes, layout=layout, number=number, step=step, **views)
@@ -76,7 +83,7 @@ class PairBatch:
         """The same on another device: one copy, which does not wait if the buffer is pinned."""
         buffer = self.buffer.to(device, non_blocking=self.buffer.is_pinned())
         lengths = self.layout.query_lengths, self.layout.key_lengths
-        return PairBatch._viewing(buffer, self.sizes, self.number, self.step, lengths)
+        return PairBatch._viewing(buffer, self.sizes.views(buffer), self.sizes, self.number, self.step, lengths)
 
 
 def micro_batches(
@@ -91,7 +98,7 @@ def micro_batches(
     """Cuts the pairs at these store rows, drawn for these epochs (both int64 [B]), into ``parts`` micro-batches; yields
     those of one rank, packed one at a time: numbers rank, rank + world size, … See :meth:`Packer.step`."""
     step = packer.step(rows, epochs, parts)
-    totals = StepTotals(step.masked, tuple(step.pairs))
+    totals = StepTotals(step.masked, step.text_tokens, tuple(step.pairs))
     for number in range(rank, parts, world_size):
         sizes = Sizes(*step.sizes(number))
         buffer = torch.empty(sizes.bytes, dtype=torch.uint8, pin_memory=pinned)

@@ -183,6 +183,19 @@ def _text(line: bytes | None) -> tuple[str, str]:
         return "", NOT_UTF8
 
 
+def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file in which none may be bad, numbered from 1, without surrounding white space.
+
+    Raises:
+        UserError: a line that is not UTF-8 or too long, or a broken gzip file.
+    """
+    for number, line in enumerate(_lines(Path(path)), 1):
+        text, reason = _text(line)
+        if reason:
+            raise UserError(f"{path}:{number}: {reason}")
+        yield number, text.strip()
+
+
 def read_lines(source: PairSource) -> Iterator[tuple[str, str] | Reject]:
     """One item for each line, in order: the two texts, stripped of surrounding white space, or why there are none.
 
@@ -224,6 +237,20 @@ def read_pairs(source: PairSource, reject: Callable[[Path, int, str], None]) -> 
             reject(item.path, item.line, item.reason)
         else:
             yield item
+
+
+def read_texts(path: Path) -> Iterator[str | Reject]:
+    """One item for each line of plain text that is not blank: the text, stripped, or why there is none.
+
+    Raises:
+        UserError: the file is a truncated or broken gzip file.
+    """
+    for number, line in enumerate(_lines(path), 1):
+        text, reason = _text(line)
+        if reason:
+            yield Reject(path, number, reason)
+        elif text := text.strip():
+            yield text
 
 
 def read_eval_pairs(spec: str) -> tuple[PairSource, list[str], list[str]]:

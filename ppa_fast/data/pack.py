@@ -46,11 +46,12 @@ class Sizes(NamedTuple):
 
     def views(self, buffer: Tensor) -> dict[str, Tensor]:
         """The sections of a buffer (uint8 [bytes], on any device), by name, without a copy."""
+        words = {dtype: buffer.view(dtype) for dtype in (torch.int64, torch.int32)}
         views, begin = {}, 0
         for name, dtype, length in self.sections():
-            used = dtype.itemsize * length
-            views[name] = buffer[begin : begin + used].view(dtype)
-            begin += _aligned(used)
+            first = begin // dtype.itemsize
+            views[name] = words[dtype][first : first + length]
+            begin += _aligned(dtype.itemsize * length)
         return views
 
 
@@ -59,13 +60,17 @@ def _aligned(size: int) -> int:
 
 
 class GlobalStep(Protocol):
-    """The cut of a global step: ``pairs`` of each micro-batch, and ``masked``, the masked rows of all of them."""
+    """The cut of a global step: ``pairs`` of each micro-batch; of all of them ``masked``, the masked rows, and
+    ``text_tokens``, the tokens of the sentences, special tokens not counted."""
 
     @property
     def pairs(self) -> list[int]: ...
 
     @property
     def masked(self) -> int: ...
+
+    @property
+    def text_tokens(self) -> int: ...
 
     def sizes(self, number: int) -> tuple[int, ...]:
         """:class:`Sizes` of micro-batch ``number``. Raises IndexError where there is none."""
@@ -182,6 +187,10 @@ class _ReferenceStep:
     @property
     def masked(self) -> int:
         return sum(layout.masked for layout in self._layouts)
+
+    @property
+    def text_tokens(self) -> int:
+        return sum(int(a[-1]) + int(b[-1]) for a, b in self._offsets)
 
     def sizes(self, number: int) -> Sizes:
         (a_offsets, b_offsets), layout = self._offsets[number], self._layouts[number]

@@ -46,7 +46,7 @@ class Rows:
     """Pairs read from a store. Row i of side a is ``a_tokens[a_offsets[i]:a_offsets[i + 1]]``, b likewise.
 
     ``a_tokens``, ``b_tokens``: int32 [Ta], [Tb], without special tokens. ``a_offsets``, ``b_offsets``: int64 [n + 1].
-    ``pair_ids``: int64 [n], ``(store number << 40) + row``, the store's number being 0. ``groups``: int64 [n].
+    ``pair_ids``: int64 [n], of :meth:`Store.pair_ids`. ``groups``: int64 [n].
     """
 
     a_tokens: np.ndarray
@@ -148,6 +148,14 @@ class Store:
         """Of each record batch, without a copy: values and offsets of side a, of side b (int32), groups (int64)."""
         return [(b.a.values, b.a.offsets, b.b.values, b.b.offsets, b.groups) for b in self._batches]
 
+    def pair_ids(self, indices: np.ndarray) -> np.ndarray:
+        """Pair ids of the rows ``indices`` (both int64 [n]): ``(store number << 40) + row``, the store's number is 0.
+
+        Raises:
+            IndexError: an index is negative or not below ``len(store)``.
+        """
+        return self._checked(indices).copy()
+
     def rows(self, indices: np.ndarray) -> Rows:
         """Reads the rows ``indices`` (int64 [n], in any order, repeats allowed), in that order.
 
@@ -164,7 +172,7 @@ class Store:
             _copy_rows(batch.a, inner, a_tokens, a_offsets, at)
             _copy_rows(batch.b, inner, b_tokens, b_offsets, at)
             groups[at] = batch.groups[inner]
-        return Rows(a_tokens, a_offsets, b_tokens, b_offsets, indices.copy(), groups)
+        return Rows(a_tokens, a_offsets, b_tokens, b_offsets, self.pair_ids(indices), groups)
 
     def lengths(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Token counts of the sides a and b of the rows ``indices``: two int32 [n]; no token is read.

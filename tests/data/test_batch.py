@@ -96,11 +96,13 @@ def test_every_rank_knows_the_step(packer, sampler, world):
     assert len(totals) == 1
     (total,) = totals
     assert total.masked == sum(batch.layout.masked for batch in chain.from_iterable(ranks)) > 0
+    text = sum(len(batch.a_tokens) + len(batch.b_tokens) for batch in chain.from_iterable(ranks))
+    assert total.text_tokens == text > 0
     assert total.pairs_by_rank(world) == [sum(map(len, batches)) for batches in ranks]
 
 
 def test_pairs_by_rank():
-    assert StepTotals(0, (5, 4, 3, 2, 1, 1)).pairs_by_rank(2) == [9, 7]
+    assert StepTotals(0, 0, (5, 4, 3, 2, 1, 1)).pairs_by_rank(2) == [9, 7]
 
 
 def test_a_batch_is_one_buffer(packer, sampler):

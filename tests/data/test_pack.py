@@ -70,7 +70,7 @@ def packed(packer: Packer, rows: np.ndarray, epochs: np.ndarray, parts: int) -> 
     buffers = [np.full(size.bytes, 0xAB, np.uint8) for size in sizes]
     for number, buffer in enumerate(buffers):
         step.fill(number, buffer)
-    return [step.pairs, step.masked, sizes], [buffer.tobytes() for buffer in buffers]
+    return [step.pairs, step.masked, step.text_tokens, sizes], [buffer.tobytes() for buffer in buffers]
 
 
 def read(packer: Packer, rows: np.ndarray, epochs: np.ndarray, parts: int) -> list[PairBatch]:

@@ -47,7 +47,7 @@ def assert_rows(store: Store, rows: list[Row], indices: list[int]) -> None:
         assert offsets.tolist() == [0, *np.cumsum([len(rows[i][side]) for i in indices])]
         assert tokens.tolist() == [token for i in indices for token in rows[i][side]]
     assert found.pair_ids.dtype == found.groups.dtype == np.int64
-    assert found.pair_ids.tolist() == indices
+    assert found.pair_ids.tolist() == store.pair_ids(np.array(indices, np.int64)).tolist() == indices
     assert found.groups.tolist() == [rows[i][2] for i in indices]
     lengths = store.lengths(np.array(indices, np.int64))
     assert [each.dtype for each in lengths] == [np.int32, np.int32]

@@ -1,0 +1,94 @@
+"""What the data path holds in memory: the rows stay in the file, no step is kept, no order is stored."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ppa_fast.data.store import ROWS, SCHEMA, StoreWriter
+
+SMALL, LARGE, CHUNK = 10_000, 1_000_000, 100_000
+BATCH = 4096
+STEPS = 244  # an epoch of the large store
+LIMIT = 4 << 20  # an order of its rows would take 8 MB, the rows 64 MB
+
+# Reads the store in a fresh process; prints its private memory (RssAnon) before it opens it, after 20 steps, at last.
+READ = """
+import json, sys
+import torch
+from ppa_fast.data.batch import Batches
+from ppa_fast.data.pack import packer_for
+from ppa_fast.data.sampler import Sampler
+from ppa_fast.data.store import Store
+
+def private():
+    lines = open("/proc/self/status", encoding="ascii").read().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon:")).split()[1]) * 1024
+
+path, batch, steps, keep = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "keep"
+torch.set_num_threads(1)
+found, kept = [private()], []
+store = Store.open(path)
+packer = packer_for(store, seed=3, mask_probability=0.15, input_shuffling=True)
+batches = Batches(packer, Sampler(len(store), batch, 3), 512, 0, 1)
+for step in range(steps):
+    read = batches(step)
+    if keep:
+        kept.append(read)
+    if step + 1 in (20, steps):
+        found.append(private())
+print(json.dumps(found))
+"""
+
+
+def write_store(path: Path, pairs: int) -> Path:
+    """Pairs of four tokens a side."""
+    with StoreWriter(path) as writer:
+        for begin in range(0, pairs, CHUNK):
+            rows = min(CHUNK, pairs - begin)
+            ids = pa.array(np.arange(4 * rows, dtype=np.int32) % 90 + 5)
+            side = pa.ListArray.from_arrays(
+                pa.array(np.arange(rows + 1, dtype=np.int32) * 4), ids, SCHEMA.field("a").type
+            )
+            columns = [side, side, pa.array(np.arange(begin, begin + rows)), pa.array(np.zeros(rows, np.int16))]
+            writer.add(pa.record_batch(columns, schema=SCHEMA))
+        special = {"cls": 2, "sep": 3, "mask": 4, "pad": 0}
+        writer.finish({"special_ids": special, "vocab_size": 100, "max_tokens": 126, "language_pairs": {}})
+    return path
+
+
+def private_memory(store: Path, steps: int, keep: str = "") -> list[int]:
+    """Bytes beyond those before the store is opened: after 20 steps, and at the end."""
+    command = [sys.executable, "-c", READ, str(store), str(BATCH), str(steps), keep]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, *after = json.loads(done.stdout)
+    return [size - before for size in after]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc: private memory is not known")
+    folder = tmp_path_factory.mktemp("stores")
+    return write_store(folder / "small", SMALL), write_store(folder / "large", LARGE)
+
+
+def test_private_memory_grows_neither_with_the_store_nor_over_an_epoch(stores: tuple[Path, Path]) -> None:
+    small, large = (private_memory(store, STEPS) for store in stores)
+    assert (stores[1] / ROWS).stat().st_size > 10 * LIMIT
+    assert large[-1] - small[-1] < LIMIT
+    assert large[-1] - large[0] < LIMIT
+    assert large[-1] < 4 * LIMIT  # nor does it hold much to begin with: a step is 0.5 MB
+
+
+def test_what_is_kept_is_seen(stores: tuple[Path, Path]) -> None:
+    """The measure itself: a loader that keeps its steps, 0.3 MB each, fails the test above within 60 of them."""
+    early, late = private_memory(stores[1], 60, "keep")
+    assert late - early > LIMIT
