@@ -62,6 +62,12 @@ class Settings:
     queue_warmup: str = _setting("encode", "fill the queue with real keys or random vectors", ("encode", "random"))
     momentum: float = _setting(0.999, "of the key encoder")
 
+    freeze_layers: int = _setting(0, "keep the embeddings and the first N layers as they are; 0: train all")
+    anchor: float = _setting(0.0, "pull to the base model's weights, as weight decay pulls to 0 (L2, decoupled)")
+    activation_checkpointing: bool = _setting(False, "compute a layer's activations again in backward: less memory")
+    compile: bool = _setting(False, "torch.compile the encoder's layers")
+
+    max_skipped: int = _setting(10, "stop after so many steps in a row that were not finite")
     log_every: int = _setting(10, "steps between lines of metrics.jsonl")
     eval_pairs: list[str] = _setting([], "retrieval while training: en-de:dev.en,dev.de …")  # noqa: RUF009
     eval_every: int = _setting(500, "steps between evaluations (and one at the end), with --eval-pairs")
@@ -75,7 +81,7 @@ class Settings:
             choices = f.metadata["choices"]
             if choices and getattr(self, f.name) not in choices:
                 raise UserError(f"{f.name}: found {getattr(self, f.name)!r}, expected one of {', '.join(choices)}")
-        counts = ("projection_dim", "queue_size", "log_every", "eval_every", "save_every", "keep")
+        counts = ("projection_dim", "queue_size", "max_skipped", "log_every", "eval_every", "save_every", "keep")
         shares = ("mask_probability", "warmup", "momentum")
         for name in ("learning_rate", "temperature", "adam_epsilon", *counts):
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
@@ -85,7 +91,7 @@ class Settings:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         for name in ("adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 or more and less than 1")
-        for name in ("weight_decay", "tlm_weight", "moco_weight"):
+        for name in ("weight_decay", "tlm_weight", "moco_weight", "freeze_layers", "anchor"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("steps", "epochs"):
             value = getattr(self, name)

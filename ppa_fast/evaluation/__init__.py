@@ -1,18 +1,27 @@
-"""Evaluation of encoders, by task."""
+"""Evaluation, by task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation.retrieval import evaluate_retrieval
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {"retrieval": evaluate_retrieval}
+TASKS = {
+    "retrieval": ("retrieval", "evaluate_retrieval"),
+    "qa": ("question_answering", "evaluate_qa"),
+    "nli": ("classification", "evaluate_nli"),
+    "classify": ("classification", "evaluate_classification"),
+    "align": ("word_alignment", "evaluate_alignment"),
+    "mine": ("mining", "evaluate_mining"),
+}
+"""Task → its module here and its function; imported on first use: files are scored without loading torch."""
 
 
 def evaluate(task: str = "retrieval", **options: Any) -> dict[str, Any]:
-    """Runs an evaluation task with its options (see ``evaluate_retrieval``); raises UserError for an unknown task."""
+    """Runs an evaluation task with its function's options (see ``TASKS``); raises UserError for an unknown task."""
     if task not in TASKS:
         raise UserError(f"task: found {task!r}, expected one of {', '.join(TASKS)}")
-    return TASKS[task](**options)
+    module, function = TASKS[task]
+    result: dict[str, Any] = getattr(import_module(f"{__name__}.{module}"), function)(**options)
+    return result

@@ -14,6 +14,22 @@ from ppa_fast.ops.assemble import Assembled, Stream
 from ppa_fast.ops.masked_lm_loss import masked_lm_loss
 
 
+class LMLoss(nn.Module):
+    """The LM head's last layer and the loss after it, in one forward with the decoder's own parameters.
+
+    A module, because what shares weights among ranks (ZeRO-3) gathers them for the forward and the backward of the
+    module that holds them; read past its decoder's forward, they would not be there.
+    """
+
+    def __init__(self, decoder: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = decoder.weight, decoder.bias
+
+    def forward(self, transformed: Tensor, labels: Tensor) -> Tensor:
+        """The sum of the losses (fp32 scalar) of masked rows ``transformed`` [M, H] with ``labels`` int64 [M]."""
+        return masked_lm_loss(transformed, self.weight, self.bias, labels)
+
+
 class AlignmentModel(nn.Module):
     """The query encoder with its two heads; a copy of it serves as the momentum encoder.
 
@@ -33,6 +49,7 @@ class AlignmentModel(nn.Module):
         super().__init__()
         mlm.set_attn_implementation(ATTENTION)
         self.mlm = mlm
+        self.lm_loss = LMLoss(lm_decoder(mlm))  # its parameters are the head's, and keep their names
         self.projection = projection_head(mlm.config.hidden_size, projection_dim)
         self.pooling, self.tlm, self.moco = pooling, tlm, moco
         if not tlm:
@@ -61,10 +78,8 @@ class AlignmentModel(nn.Module):
         zero = torch.zeros((), device=batch.labels.device)
         tlm_loss, query = zero, zero.expand(len(batch.swap), 1)
         if self.tlm:
-            # The decoder's weights are read past its forward: what gathers them there (ZeRO-3) has to know.
-            decoder = lm_decoder(self.mlm)
             transformed = lm_transform(self.mlm, parts[0].index_select(0, batch.masked_rows))
-            tlm_loss = masked_lm_loss(transformed, decoder.weight, decoder.bias, batch.labels)
+            tlm_loss = self.lm_loss(transformed, batch.labels)
         if self.moco:
             query = self._vectors(parts[-1], batch.query.cu_seqlens)
         return tlm_loss, query

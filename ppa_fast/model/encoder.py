@@ -1,4 +1,4 @@
-"""Hugging Face encoders: loading, the parts that training needs, and sentence vectors.
+"""Hugging Face encoders: loading, and the parts that training needs.
 
 Nothing here runs code from a checkpoint: ``trust_remote_code`` is always off, weights come from safetensors, or (old
 hub checkpoints) from ``pytorch_model.bin`` through torch's restricted unpickler.
@@ -7,9 +7,8 @@ hub checkpoints) from ``pytorch_model.bin`` through torch's restricted unpickler
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +17,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, Pretrained
 
 from ppa_fast.errors import UserError
 from ppa_fast.hub import load_pretrained
-from ppa_fast.progress import Progress
-
-if TYPE_CHECKING:
-    from ppa_fast.data.encode import SpecialIds
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "bert": ("bert", "cls"),
@@ -103,6 +98,26 @@ def encoder_of(mlm: PreTrainedModel) -> nn.Module:
     return getattr(mlm, FAMILIES[mlm.config.model_type][0])
 
 
+def freeze_layers(mlm: PreTrainedModel, count: int) -> None:
+    """Freezes the embeddings (with them an LM decoder that is tied to them) and the first ``count`` layers; 0: nothing.
+
+    Lower layers carry what languages share already; freezing them is a guard against forgetting (and spares their
+    backward pass).
+    """
+    encoder: Any = encoder_of(mlm)
+    if count:
+        for module in (encoder.embeddings, *encoder.encoder.layer[:count]):
+            module.requires_grad_(False)
+
+
+def checkpoint_activations(mlm: PreTrainedModel) -> None:
+    """Lets the encoder's layers keep their input only; backward computes the rest again, with the same dropout."""
+    enable: Any = getattr(mlm, "activation_checkpointing_enable", None)  # its name since transformers 5.23
+    (enable or mlm.gradient_checkpointing_enable)({"use_reentrant": False})
+    # It makes the embeddings' output need a gradient, for reentrant checkpoints: frozen layers would go backward too.
+    mlm.disable_input_require_grads()
+
+
 def lm_head_of(mlm: PreTrainedModel) -> nn.Module:
     """The LM head inside a masked language model of one of ``FAMILIES``: hidden states [..., H] → logits [..., V]."""
     return getattr(mlm, FAMILIES[mlm.config.model_type][1])
@@ -134,92 +149,3 @@ def max_sequence(config: PretrainedConfig) -> int:
     if config.model_type in _POSITIONS_AFTER_PAD:
         positions -= config.pad_token_id + 1
     return positions
-
-
-def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """Sentence vectors [B, H] of the type of ``hidden`` [B, L, H], the output of an encoder layer.
-
-    ``mask`` [B, L] (bool or integer) is 1 at tokens and 0 at padding. ``cls`` takes the first token's vector (the
-    paper's choice), ``mean`` the mean over all tokens of the sentence, specials included, summed in fp32. Raises
-    UserError for another ``pooling``.
-    """
-    if pooling == "cls":
-        return hidden[:, 0]
-    if pooling != "mean":
-        raise UserError(f"pooling: found {pooling!r}, expected one of {', '.join(POOLINGS)}")
-    total = (hidden * mask.unsqueeze(-1)).sum(1, dtype=torch.float32)
-    return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(hidden.dtype)
-
-
-def _check_request(encoder: nn.Module, rows: Sequence[Sequence[int]], pooling: str, layer: int | None) -> None:
-    config: Any = encoder.config
-    if pooling not in POOLINGS:
-        raise UserError(f"pooling: found {pooling!r}, expected one of {', '.join(POOLINGS)}")
-    if layer is not None and not 0 <= layer <= config.num_hidden_layers:
-        raise UserError(
-            f"layer: found {layer}, expected 0 (the embeddings) to {config.num_hidden_layers} (the last layer)"
-        )
-    longest, limit = max(map(len, rows), default=0), max_sequence(config)
-    if longest + 2 > limit:
-        raise UserError(f"a sentence has {longest} tokens and two specials; the model has {limit} positions")
-
-
-def _batches(rows: Sequence[Sequence[int]], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Row numbers, longest rows first, in batches of at most ``tokens_per_batch`` padded tokens (at least one row)."""
-    batch: list[int] = []
-    width = 0
-    for row in sorted(range(len(rows)), key=lambda row: -len(rows[row])):
-        if batch and (len(batch) + 1) * width > tokens_per_batch:
-            yield batch
-            batch = []
-        if not batch:
-            width = len(rows[row]) + 2
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-@torch.no_grad()
-def sentence_vectors(
-    encoder: nn.Module,
-    rows: Sequence[Sequence[int]],
-    special: SpecialIds,
-    pooling: str,
-    layer: int | None = None,
-    device: torch.device | str | None = None,
-    tokens_per_batch: int = 16384,
-    progress: str | None = None,
-) -> Tensor:
-    """Vectors fp32 [N, H] on the CPU of N rows of token ids (without special tokens), in the rows' order.
-
-    Each row is read as ``[CLS] row [SEP]``; an empty row is just that. ``layer`` is the layer whose output is pooled:
-    None the last, 0 the embeddings, 1 … L the layers. Ids are put on ``device``, by default the encoder's. A batch
-    holds at most ``tokens_per_batch`` tokens, padding included. ``progress`` is the title of a progress bar. The
-    encoder runs in eval mode; the mode of each of its modules is as before afterwards.
-
-    Raises UserError for an unknown pooling, a layer out of range, and rows longer than the encoder's positions.
-    """
-    _check_request(encoder, rows, pooling, layer)
-    target = torch.device(device) if device is not None else next(encoder.parameters()).device
-    config: Any = encoder.config
-    vectors = torch.empty(len(rows), config.hidden_size)
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    try:
-        with Progress(progress or "", len(rows), "sentences", enabled=progress is not None) as bar:
-            for batch in _batches(rows, tokens_per_batch):
-                ids = torch.full((len(batch), len(rows[batch[0]]) + 2), special.pad)
-                mask = torch.zeros_like(ids)
-                for i, row in enumerate(batch):
-                    tokens = [special.cls, *rows[row], special.sep]
-                    ids[i, : len(tokens)] = torch.tensor(tokens)
-                    mask[i, : len(tokens)] = 1
-                ids, mask = ids.to(target), mask.to(target)
-                output = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=layer is not None)
-                hidden = output.last_hidden_state if layer is None else output.hidden_states[layer]
-                vectors[batch] = pool(hidden.float(), mask, pooling).cpu()
-                bar.update(len(batch))
-    finally:
-        for module, training in modes:
-            module.training = training
-    return vectors

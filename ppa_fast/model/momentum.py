@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -18,12 +18,15 @@ class Masters(Protocol):
 
     tensors: list[Tensor]
 
-    def gather(self, tensors: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Whole tensors by parameter name, from every rank's ``tensors`` of the masters' layout."""
+    def copy_to(self, tensors: list[Tensor], whole: Mapping[str, Tensor]) -> None:
+        """Copies every rank's ``tensors``, which have the masters' layout, into whole ones by parameter name."""
 
 
 class MomentumEncoder:
     """Holds its master in the layout of the query encoder's masters, so that the update needs no communication.
+
+    The master is sharded, or on the CPU, where they are; the working copy is whole on every rank's device, and what
+    travels to it is already in its precision.
 
     Args:
         model: a copy of the query encoder, made before DeepSpeed sees that one, in the training precision, on the
@@ -45,18 +48,13 @@ class MomentumEncoder:
         """Once a global step, after the optimizer: ``k ← m·k + (1 − m)·q`` in fp32, then the working copy follows."""
         rounded = [] if self._rounded is self.tensors else self._rounded
         ema_(self.tensors, [q.detach() for q in self.masters.tensors], rounded, momentum)
-        self._gather()
+        self.masters.copy_to(self._rounded, self._working)
 
     def refresh(self) -> None:
-        """Brings the working copy in line with a master that was set from outside."""
+        """Brings the working copy in line with a master that was set from outside, or after another use of the copy."""
         for rounded, master in zip(self._rounded, self.tensors, strict=True):
             rounded.copy_(master)
-        self._gather()
-
-    @torch.no_grad()
-    def _gather(self) -> None:
-        for name, tensor in self.masters.gather(self._rounded):
-            self._working[name].copy_(tensor)
+        self.masters.copy_to(self._rounded, self._working)
 
     @torch.no_grad()
     def keys(self, sentences: Stream) -> Tensor:

@@ -46,6 +46,9 @@ def objective(
     The denominators are those of the whole global step, over all ranks and micro-batches: the sum of all totals is the
     step's loss with true global means. No masked row in the step: the TLM loss is 0.
 
+    A loss that is not finite can have gradients that are, and a key has none: the total is NaN then, its gradients too,
+    and so the norm of the step's gradient alone decides, on every rank, whether the step is skipped.
+
     Args:
         tlm_sum: fp32 scalar. query, keys: [N, D] unit rows. groups: int64 [N].
     """
@@ -54,4 +57,6 @@ def objective(
         loss, hits = infonce(query, keys, groups, queue.vectors, queue.groups, queue.state, weights.temperature)
         moco_sum, top1 = loss.sum(), hits.sum()
     total = weights.tlm * tlm_sum / max(masked_in_step, 1) + weights.moco * moco_sum / pairs_in_step
+    finite = tlm_sum.isfinite() & moco_sum.isfinite() & keys.isfinite().all()
+    total = total * torch.ones_like(total).masked_fill(~finite, torch.nan)
     return Losses(total=total, tlm=tlm_sum.detach(), moco=moco_sum.detach(), top1=top1)

@@ -154,7 +154,7 @@ def join(*streams: Stream) -> Stream:
     )
 
 
-def packed_hidden(encoder: nn.Module, stream: Stream) -> Tensor:
+def packed_hidden(encoder: nn.Module, stream: Stream, layer: int | None = None) -> Tensor:
     """The encoder's last layer [T, H] over a packed stream, in one forward; no token sees another sequence.
 
     On CUDA in half precision attention is flash attention over the boundaries, elsewhere SDPA over blocks of similar
@@ -163,6 +163,7 @@ def packed_hidden(encoder: nn.Module, stream: Stream) -> Tensor:
     Args:
         encoder: the encoder of a model of one of ``encoder.FAMILIES`` whose attention is :data:`ATTENTION`.
         stream: S sequences, on the encoder's device.
+        layer: another layer than the last: 0 the embeddings, 1 … L the layers.
 
     Raises:
         ValueError: the attention is another one, which would look across sequences; or the stream's lengths do not
@@ -182,14 +183,32 @@ def packed_hidden(encoder: nn.Module, stream: Stream) -> Tensor:
     packing = Packing(stream.cu_seqlens, longest, None if flash else Blocks.of(lengths, device))
     # XLM-R numbers positions from pad_id + 1. int64: transformers gathers the token types, all zero, by them.
     positions = stream.positions.long() + (config.max_position_embeddings - limit)
-    output = encoder(input_ids=stream.tokens[None], position_ids=positions[None], packing=packing)
-    return output.last_hidden_state[0]
+    output = encoder(
+        input_ids=stream.tokens[None],
+        position_ids=positions[None],
+        packing=packing,
+        output_hidden_states=layer is not None,
+    )
+    hidden: Tensor = output.last_hidden_state if layer is None else output.hidden_states[layer]
+    return hidden[0]
+
+
+def compile_layers(encoder: nn.Module) -> None:
+    """``torch.compile`` of each layer, in place and under the same parameter names; all lengths share one compilation.
+
+    The layers run the same code, so the first one's compilation serves all. Where attention is over blocks it stays as
+    it is, between two compiled halves.
+    """
+    stack: Any = encoder
+    for layer in stack.encoder.layer:
+        layer.compile(dynamic=True)
 
 
 def pool_packed(hidden: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
     """Sentence vectors [S, H] of packed ``hidden`` [T, H], in its type; ``cu_seqlens`` int32 [S+1].
 
-    ``pooling`` is as in :func:`ppa_fast.model.encoder.pool`. Raises UserError for another one.
+    ``cls`` takes the first token's vector (the paper's choice), ``mean`` the mean over all tokens of the sentence,
+    specials included, summed in fp32. Raises UserError for another ``pooling``.
     """
     if pooling == "cls":
         return hidden.index_select(0, cu_seqlens[:-1])

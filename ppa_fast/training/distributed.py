@@ -28,6 +28,13 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def start() -> torch.device:
     """Joins (or, alone, makes) the process group and returns this rank's device.
 
@@ -35,10 +42,7 @@ def start() -> torch.device:
         UserError: on a CPU, without the compiler that DeepSpeed needs there.
     """
     if "WORLD_SIZE" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         os.environ.update({name: str(value) for name, value in alone.items()})
     # Ranks that share a host's cores must not each start a thread for every core.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
@@ -46,18 +50,15 @@ def start() -> torch.device:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     import deepspeed  # here: it takes seconds, and mistakes in the settings are told before
 
-    if deepspeed.get_accelerator().device_name() == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise UserError("training on a CPU: found no g++, which DeepSpeed compiles its collectives with at start")
+    if deepspeed.get_accelerator().device_name() == "cpu":
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            raise UserError("training on a CPU: found no g++, which DeepSpeed compiles its collectives with at start")
+        # Where its launcher says that all ranks share a host, DeepSpeed makes buffers for an all-reduce that training
+        # never calls: 66 MiB a rank that stay in /dev/shm, and a wait for the other ranks that nothing can end.
+        os.environ.pop("LOCAL_SIZE", None)
     deepspeed.init_distributed()
     # DeepSpeed's choice (DS_ACCELERATOR=cpu stays off a GPU that is there), or it and the model would part.
     return torch.device(deepspeed.get_accelerator().device_name(local_rank()))
-
-
-def sum_over_ranks(values: Sequence[float | Tensor], device: torch.device) -> list[float]:
-    """Each value summed over the ranks, in fp64, in one collective."""
-    total = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
-    dist.all_reduce(total)
-    return total.tolist()
 
 
 def concatenate_over_ranks(tensor: Tensor, counts: Sequence[int]) -> Tensor:

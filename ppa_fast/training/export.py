@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
 from ppa_fast.data.encode import load_tokenizer
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation.retrieval import POOLING_FILE, format_table
+from ppa_fast.evaluation.embedder import POOLING_FILE
+from ppa_fast.evaluation.retrieval import format_table
 from ppa_fast.files import check_new_folder
 from ppa_fast.hub import load_pretrained
 from ppa_fast.model.encoder import POOLINGS, max_sequence, missing_weights

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
-import time
+import json
+import math
+from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppa_fast.data.batch import Batches, PairBatch, micro_batches
-from ppa_fast.data.encode import TextEncoder
 from ppa_fast.data.pack import packer_for
 from ppa_fast.data.sampler import Sampler
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation.retrieval import alignment_uniformity, retrieval_scores, summarise
+from ppa_fast.files import remove_folder, write_text, writing
 from ppa_fast.model.alignment import AlignmentModel
-from ppa_fast.model.encoder import encoder_of, load_masked_lm, max_sequence, sentence_vectors
+from ppa_fast.model.encoder import checkpoint_activations, encoder_of, freeze_layers, load_masked_lm
 from ppa_fast.model.folder import save_base
 from ppa_fast.model.momentum import MomentumEncoder
 from ppa_fast.model.objective import Weights, objective
+from ppa_fast.model.packed import compile_layers
 from ppa_fast.model.queue import NO_GROUP, KeyQueue
 from ppa_fast.ops import library
 from ppa_fast.ops.assemble import Assembled, assemble
@@ -34,10 +36,16 @@ from ppa_fast.progress import Progress
 from ppa_fast.settings import Settings, write_yaml
 from ppa_fast.training import distributed
 from ppa_fast.training.checkpoint import Checkpoints, read_state, read_tensors
+from ppa_fast.training.evaluation import evaluate_pairs
+from ppa_fast.training.feed import Feed
+from ppa_fast.training.figures import Figures, LateSums, Rates
 from ppa_fast.training.metrics import JsonLines
-from ppa_fast.training.plan import Plan, make_plan, say
-from ppa_fast.training.zero import ZeroMasters, optimizer_for
+from ppa_fast.training.optimizer import optimizer_for
+from ppa_fast.training.plan import NOT_FINITE, Plan, make_plan, say
+from ppa_fast.training.watch import watched
+from ppa_fast.training.zero import ZeroMasters
 
+LOGGED = ("step", "loss", "loss_tlm", "loss_moco", "queue_top1", "lr", "grad_norm", "skipped")  # and the rates
 WARMUP_CHUNK = 256  # pairs encoded at once, on average, when the queue is filled
 
 
@@ -50,20 +58,21 @@ def train(settings: Settings) -> dict[str, Any]:
         ``{"step": steps done, "steps": planned, "skipped": …, "evaluation": the last one or None}``.
 
     Raises:
-        UserError: for anything that can be known before training, see ``training.plan``.
+        UserError: for anything that can be known before training, see ``training.plan``; where a file of the run cannot
+            be read or written; when no step is finite any more. Where another rank fails or is lost, this process
+            exits instead, see ``training.watch``.
     """
-    plan = make_plan(settings, distributed.world_size())
-    if distributed.rank() == 0:
-        for warning in plan.warnings:
-            say(f"warning: {warning}")
-    device = distributed.start()
-    if distributed.rank() == 0 and (reason := library.why_not_native(device.type)):
-        say(f"the operations run on PyTorch's reference implementations: {reason}")
-    trainer = Trainer(plan, device)
-    try:
+    with ExitStack() as ends, watched():
+        plan = make_plan(settings, distributed.world_size())
+        if distributed.rank() == 0:
+            for warning in plan.warnings:
+                say(f"warning: {warning}")
+        device = distributed.start()
+        if distributed.rank() == 0 and (reason := library.why_not_native(device.type)):
+            say(f"the operations run on PyTorch's reference implementations: {reason}")
+        trainer = Trainer(plan, device)
+        ends.callback(trainer.close)
         return trainer.fit()
-    finally:
-        trainer.close()
 
 
 def learning_rate(settings: Settings, applied: int, steps: int) -> float:
@@ -88,21 +97,33 @@ class Trainer:
         settings, config = plan.settings, plan.config
 
         mlm = load_masked_lm(settings.model)
+        freeze_layers(mlm, settings.freeze_layers)
+        if settings.activation_checkpointing:
+            checkpoint_activations(mlm)
         torch.manual_seed(torch_seed(settings.seed, 0, 0))
         model = AlignmentModel(
             mlm, settings.pooling, settings.projection_dim, tlm=settings.tlm, moco=settings.moco
         ).train()  # a loaded model comes without dropout
         initial = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.frozen = {name: initial[name] for name, p in model.named_parameters() if not p.requires_grad}
-        momentum_model = copy.deepcopy(model).to(device, config.dtype)
+        if settings.moco or config.stage == 3:  # whole on every rank, which at stage 3 the query encoder is not
+            self.whole_model = copy.deepcopy(model).to(device, config.dtype)
+            if settings.compile:
+                compile_layers(encoder_of(self.whole_model.mlm))
+        if settings.compile:
+            compile_layers(encoder_of(mlm))
         betas = (settings.adam_beta1, settings.adam_beta2)
         optimizer = optimizer_for(
             model.to(device), settings.weight_decay, settings.learning_rate, betas, settings.adam_epsilon
         )
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config.values)
+        self.monitor = self.engine.monitor
+        self.monitor.enabled = False  # for the engine, which would wait for each step's loss to write it once more
         self.masters = ZeroMasters(self.engine)
         self.masters.set_weights(initial)
-        self.momentum = MomentumEncoder(momentum_model, self.masters) if settings.moco else None
+        if settings.anchor:
+            self.masters.anchor(initial, settings.anchor)
+        self.momentum = MomentumEncoder(self.whole_model, self.masters) if settings.moco else None
 
         self.sampler = Sampler(len(plan.store), config.batch, settings.seed)
         self.draws: dict[str, Any] = {
@@ -112,7 +133,8 @@ class Trainer:
         }
         self.packer = packer_for(plan.store, **self.draws)
         self.pinned = device.type == "cuda"
-        self.batches = Batches(self.packer, self.sampler, config.micro_batch, self.rank, self.world, pinned=self.pinned)
+        batches = Batches(self.packer, self.sampler, config.micro_batch, self.rank, self.world, pinned=self.pinned)
+        self.feed = Feed(batches, self._assemble, device)
         self.queue = KeyQueue(settings.queue_size, config.batch, settings.projection_dim, device, config.dtype)
         self.weights = Weights(
             tlm=settings.tlm_weight if settings.tlm else 0.0,
@@ -120,6 +142,7 @@ class Trainer:
             temperature=settings.temperature,
         )
         self.step = self.applied = self.skipped = 0
+        self.not_finite: list[dict[str, Any]] = []  # what the last steps say, if they were not
         self.best: float | None = None  # mean P@1 of the best evaluation so far
         self.run = Path(settings.output)
         self.checkpoints = Checkpoints(self.run)
@@ -151,111 +174,124 @@ class Trainer:
             **self.draws,
         )
 
-    def train_step(self) -> dict[str, Any]:
-        """Runs global step ``self.step`` over all ranks; returns its metrics, equal on every rank."""
+    def train_step(self) -> Figures:
+        """Launches global step ``self.step`` over all ranks. Up to DeepSpeed's optimizer step, which asks for the
+        gradient's norm, the host waits for nothing."""
         settings, pairs = self.settings, self.plan.config.batch
-        batches = [batch.to(self.device) for batch in self.batches(self.step)]
-        assembled = [self._assemble(batch) for batch in batches]
-        totals = batches[0].step
+        batches = self.feed(self.step)
+        totals = batches[0][0].step
 
         tlm = moco = top1 = torch.zeros((), device=self.device)
         keys: list[Tensor] = []
-        for batch, streams in zip(batches, assembled, strict=True):
+        for batch, streams in batches:
             torch.manual_seed(torch_seed(settings.seed, 1 + self.step, batch.number))
             key = self.momentum.keys(streams.key) if self.momentum else torch.zeros(len(batch), 1, device=self.device)
             tlm_sum, query = self.engine(streams)
             losses = objective(tlm_sum, query, key, batch.groups, self.queue, self.weights, totals.masked, pairs)
             # DeepSpeed divides by the accumulation steps and averages over the ranks; the total is a part of a sum.
             self.engine.backward(losses.total * (self.plan.config.accumulation * self.world))
-            if batch is not batches[-1]:
+            if len(keys) < len(batches) - 1:
                 self.engine.step()
             tlm, moco, top1 = tlm + losses.tlm, moco + losses.moco, top1 + losses.top1
             keys.append(key)
-        step_keys = torch.cat(keys)
+        sums = LateSums({"tlm": tlm, "moco": moco, "top1": top1, "stop": self.signal.noted}, self.device)
 
-        finite = torch.isfinite(tlm) & torch.isfinite(moco) & torch.isfinite(step_keys).all()
-        tokens = sum(len(s.tokens) for a in assembled for s in self._streams(a))
-        tlm_sum, moco_sum, hits, read, broken, stop = distributed.sum_over_ranks(
-            [tlm, moco, top1, tokens, ~finite, self.signal.noted], self.device
-        )
         lr = learning_rate(settings, self.applied, self.plan.steps)
-        applied, norm = self.masters.step(lr, skip=broken > 0)
+        applied, norm = self.masters.step(lr)
         if applied:
             self.applied += 1
             if self.momentum:
                 self.momentum.update(settings.momentum)
-                groups, positions = (torch.cat([getattr(b, name) for b in batches]) for name in ("groups", "positions"))
+                groups, positions = (torch.cat([getattr(b, n) for b, _ in batches]) for n in ("groups", "positions"))
                 counts = totals.pairs_by_rank(self.world)
-                mine = (step_keys, groups, positions)
+                mine = (torch.cat(keys), groups, positions)
                 self.queue.enqueue(*(distributed.concatenate_over_ranks(each, counts) for each in mine))
                 self.queue.commit(pairs)
         else:
             self.skipped += 1
         self.step += 1
-        loss_tlm, loss_moco = tlm_sum / max(totals.masked, 1), moco_sum / pairs
-        return {
-            "step": self.step,
-            "loss": self.weights.tlm * loss_tlm + self.weights.moco * loss_moco,
-            "loss_tlm": loss_tlm,
-            "loss_moco": loss_moco,
-            "queue_top1": hits / pairs,
-            "lr": lr,
-            "grad_norm": norm,
-            "skipped": self.skipped,
-            "tokens": int(read),
-            "stop": stop > 0,
-        }
-
-    def _streams(self, assembled: Assembled) -> Iterator[Any]:
-        """The streams that go through an encoder."""
-        if self.settings.tlm:
-            yield assembled.tlm
-        if self.settings.moco:
-            yield assembled.query
-            yield assembled.key
+        # Special tokens: three of a TLM sequence; two of each of a pair's sentences.
+        tokens = settings.tlm * (totals.text_tokens + 3 * pairs) + settings.moco * (totals.text_tokens + 4 * pairs)
+        known = {"step": self.step, "lr": lr, "grad_norm": norm, "skipped": self.skipped}
+        return Figures(sums, self.weights, totals.masked, pairs, **known, applied=applied, tokens=tokens)
 
     # The run around it.
 
     def fit(self) -> dict[str, Any]:
-        """Steps to the end of the plan or to a stop signal, with metrics, evaluations and checkpoints on the way."""
+        """Steps to the end of the plan or to a stop signal, with metrics, evaluations and checkpoints on the way.
+
+        Raises:
+            UserError: ``max_skipped`` steps in a row were not finite; RUN/not_finite.jsonl tells which pairs they had.
+        """
         settings, steps = self.settings, self.plan.steps
-        evaluation = None
-        if self.step == 0:
-            evaluation = self.evaluate()
-        clock, pairs_seen, tokens_seen = time.monotonic(), 0, 0
+        evaluation = self.evaluate() if self.step == 0 else None
+        saved, stop = self.step, False
+        launched: deque[Figures] = deque()
+        rates = Rates()
         with Progress("train", steps, "steps", initial=self.step, enabled=self.rank == 0) as bar:
-            while self.step < steps:
-                metrics = self.train_step()
-                stop = metrics.pop("stop")
-                pairs_seen += self.plan.config.batch
-                tokens_seen += metrics.pop("tokens")
-                last = stop or self.step == steps
-                bar.update(1, f"loss {metrics['loss']:.3f} top-1 {metrics['queue_top1']:.2f}")
-                if last or self.step % settings.log_every == 0:
-                    seconds = max(time.monotonic() - clock, 1e-9)
-                    rates = {"pairs_per_s": pairs_seen / seconds, "tokens_per_s": tokens_seen / seconds}
-                    self._log({**metrics, **rates, "world_size": self.world})
-                    clock, pairs_seen, tokens_seen = time.monotonic(), 0, 0
-                pause = time.monotonic()
-                if self.step == steps or self.step % settings.eval_every == 0:
-                    evaluation = self.evaluate()
-                if last or self.step % settings.save_every == 0:
-                    self._save()
-                clock += time.monotonic() - pause
-                if stop:
-                    break
+            while self.step < steps and not stop:
+                launched.append(self.train_step())
+                evaluates, saves = (
+                    self.step in (steps, self.step // n * n) for n in (settings.eval_every, settings.save_every)
+                )
+                # A step's figures are read while the next one runs, but all of them before anything is called saved.
+                while len(launched) > (0 if evaluates or saves else 1):
+                    record = launched.popleft().read()
+                    stop |= record["stop"]
+                    self._report(record, rates, bar, last=stop and not launched)
+                with rates.paused():
+                    if evaluates:
+                        evaluation = self.evaluate()
+                    if saves:
+                        self._save()
+                        saved = self.step
+            for figures in launched:  # after a signal
+                self._report(figures.read(), rates, bar, last=True)
+            if saved < self.step:
+                self._save()
         if self.rank == 0:
             ended = "finished" if self.step >= steps else "stopped by a signal, saved"
             skipped = f", {self.skipped} skipped as not finite" if self.skipped else ""
             say(f"{ended} at step {self.step} of {steps}{skipped}: {self.run}")
         return {"step": self.step, "steps": steps, "skipped": self.skipped, "evaluation": evaluation}
 
-    def _log(self, record: dict[str, Any]) -> None:
+    def _report(self, record: dict[str, Any], rates: Rates, bar: Progress, last: bool) -> None:
+        """Says what a step did: on the bar, in the logs, and by an error if too many in a row were not finite."""
+        settings, step = self.settings, record["step"]
+        rates.count(self.plan.config.batch, record["tokens"])
+        bar.update(1, f"loss {record['loss']:.3f} top-1 {record['queue_top1']:.2f}")
+        if self.rank == 0 and (last or step == self.plan.steps or step % settings.log_every == 0):
+            line = {name: record[name] for name in LOGGED} | rates.read()
+            self.metrics.write({**{name: _plain(value) for name, value in line.items()}, "world_size": self.world})
+            samples = step * self.plan.config.batch
+            self.monitor.write_events(
+                [(f"Train/{name}", value, samples) for name, value in line.items() if name != "step"]
+            )
+        # In fp16 a gradient may overflow where the loss does not: the loss scale is being found.
+        if record["applied"] or (self.plan.config.dtype == torch.float16 and math.isfinite(record["loss"])):
+            self.not_finite.clear()
+        else:
+            self.not_finite.append(record)
+        if len(self.not_finite) == settings.max_skipped:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Ends a run whose steps no longer do anything, with the pairs of those steps in a file."""
+        file = self.run / NOT_FINITE
+        first, last = (self.not_finite[i]["step"] for i in (0, -1))
         if self.rank == 0:
-            self.metrics.write({name: _plain(value) for name, value in record.items()})
-            samples = self.step * self.plan.config.batch
-            scalars = [(f"Train/{n}", v, samples) for n, v in record.items() if n not in ("step", "world_size")]
-            self.engine.monitor.write_events(scalars)
+            lines = []
+            for record in self.not_finite:
+                rows, _ = self.sampler.draw(record["step"] - 1)
+                figures = {name: _plain(record[name]) for name in ("step", "loss_tlm", "loss_moco", "grad_norm")}
+                lines.append(json.dumps({**figures, "pair_ids": self.plan.store.pair_ids(rows).tolist()}) + "\n")
+            write_text(file, "".join(lines))
+        dist.barrier()  # the first rank that fails ends all others
+        raise UserError(
+            f"steps {first} to {last} were not finite and changed nothing (max_skipped {self.settings.max_skipped}): "
+            f"{file} lists their losses and pair ids. Look at these pairs, or lower learning_rate; the same command "
+            "goes on from the last checkpoint"
+        )
 
     def evaluate(self) -> dict[str, Any] | None:
         """Retrieval P@1, alignment and uniformity of the query encoder on the evaluation pairs, if there are any.
@@ -264,27 +300,8 @@ class Trainer:
         """
         if not self.plan.eval_pairs:
             return None
-        settings, store = self.settings, self.plan.store
-        encoder = encoder_of(self.engine.module.mlm)
-        longest = min(store.max_tokens, max_sequence(self.engine.module.mlm.config) - 2)
-        encode = TextEncoder(self.plan.tokenizer, longest)
-        pairs: dict[str, dict[str, Any]] = {}
-        for source, *sides in self.plan.eval_pairs:
-            vectors = []
-            for texts in sides:
-                rows = encode(texts)[self.rank :: self.world]
-                mine = sentence_vectors(encoder, rows, store.special, settings.pooling, device=self.device)
-                everyone: list[Tensor] = [mine] * self.world
-                dist.all_gather_object(everyone, mine)
-                whole = torch.empty(len(texts), mine.shape[1])
-                for r, part in enumerate(everyone):
-                    whole[r :: self.world] = part
-                vectors.append(whole)
-            a_to_b, b_to_a = retrieval_scores(*vectors)
-            alignment, uniformity = alignment_uniformity(*vectors)
-            scores = {"a_to_b": a_to_b, "b_to_a": b_to_a, "n": len(sides[0])}
-            pairs[source.name] = {**scores, "alignment": alignment, "uniformity": uniformity}
-        record = {"step": self.step, **summarise(pairs)}
+        with self._whole_encoder() as encoder:
+            record = {"step": self.step, **evaluate_pairs(encoder, self.plan, self.device)}
         best = self.best is None or record["mean"] > self.best
         if best:
             self.best = record["mean"]
@@ -292,10 +309,26 @@ class Trainer:
             self.evaluations.write(record)
             say(f"step {self.step}: retrieval P@1 {record['mean']:.4f}" + (" (best)" if best else ""))
             samples = self.step * self.plan.config.batch
-            self.engine.monitor.write_events([("Evaluation/retrieval_p_at_1", record["mean"], samples)])
+            self.monitor.write_events([("Evaluation/retrieval_p_at_1", record["mean"], samples)])
         if best and self.step > 0:
             self._save(best=True)
         return record
+
+    @contextmanager
+    def _whole_encoder(self) -> Iterator[nn.Module]:
+        """The query encoder, as this rank can run it alone.
+
+        Under ZeRO-3 its forward is collective, but the ranks have unequal numbers of batches: there the whole model,
+        which the momentum encoder works with, takes its weights.
+        """
+        if self.masters.stage < 3:
+            yield encoder_of(self.engine.module.mlm)
+            return
+        weights = [tensor.to(self.plan.config.dtype) for tensor in self.masters.tensors]
+        self.masters.copy_to(weights, dict(self.whole_model.named_parameters()))
+        yield encoder_of(self.whole_model.mlm)
+        if self.momentum:
+            self.momentum.refresh()
 
     def _fill_queue(self) -> None:
         """Fills the queue before the first step with the key sides of the last min(K, pairs) pairs of epoch 0's order,
@@ -330,7 +363,8 @@ class Trainer:
 
     def _open_run(self, mlm: Any) -> None:
         """Rank 0: the folder with its settings, the base model's untouched parts, and the logs."""
-        self.run.mkdir(parents=True, exist_ok=True)
+        with writing(self.run):
+            self.run.mkdir(parents=True, exist_ok=True)
         manifest = self.plan.store.manifest
         pairs = {name: counts["pairs"] for name, counts in manifest["language_pairs"].items()}
         languages = sorted({code for name in pairs for code in name.split("-")})
@@ -339,9 +373,10 @@ class Trainer:
         write_yaml(self.settings, self.run / "settings.yaml", read)
         begins = self.plan.resume_from is None
         if begins:  # what a run left that was killed before its first checkpoint is not of this one
-            shutil.rmtree(self.run / "model", ignore_errors=True)
+            remove_folder(self.run / "model")
         if not (self.run / "model").is_dir():
-            save_base(mlm, self.settings.model, self.plan.tokenizer, self.run / "model")
+            with writing(self.run / "model"):
+                save_base(mlm, self.settings.model, self.plan.tokenizer, self.run / "model")
         self.checkpoints.rewind(self.step)
         kept = -1 if begins else self.step
         self.metrics = JsonLines(self.run / "metrics.jsonl", kept)
@@ -349,11 +384,12 @@ class Trainer:
 
     def _save(self, best: bool = False) -> None:
         """A checkpoint of all that the next step depends on; every rank calls it, rank 0 writes."""
-        adam = {name: dict(self.masters.gather(self.masters.moments(name))) for name in ("exp_avg", "exp_avg_sq")}
-        tensors = {"query": {**self.frozen, **dict(self.masters.gather(self.masters.tensors))}, **adam}
+        tensors = {"query": {**self.frozen, **self._gather(self.masters.tensors)}}
+        for name in ("exp_avg", "exp_avg_sq"):
+            tensors[name] = self._gather(self.masters.moments(name))
         if self.momentum:
             keys, groups = self.queue.content()
-            tensors["momentum"] = dict(self.masters.gather(self.momentum.tensors))
+            tensors["momentum"] = self._gather(self.momentum.tensors)
             tensors["queue"] = {"keys": keys, "groups": groups}
         if self.rank == 0:
             state = {
@@ -363,16 +399,21 @@ class Trainer:
                 "skipped": self.skipped,
                 "best": self.best,
                 "cursor": self.queue.cursor,
+                "loss_scale": self.masters.loss_scale,
                 "batch": self.plan.config.batch,
                 "store": self.plan.store.fingerprint,
                 "world_size": self.world,
                 "settings": dataclasses.asdict(self.settings),
             }
-            self.checkpoints.save(self.step, state, tensors)
-            if best:
-                self.checkpoints.mark_best(self.step)
+            self.metrics.sync()
+            self.evaluations.sync()
+            self.checkpoints.save(self.step, state, tensors, best)
             self.checkpoints.prune(self.settings.keep)
         dist.barrier()
+
+    def _gather(self, tensors: list[Tensor]) -> dict[str, Tensor]:
+        """Whole tensors by name on rank 0, on its CPU; every rank takes part in bringing them there."""
+        return {name: whole.cpu() for name, whole in self.masters.gather(tensors) if self.rank == 0}
 
     def _load(self, path: Path) -> None:
         state, query = read_state(path), read_tensors(path, "query")
@@ -384,6 +425,7 @@ class Trainer:
         self.best = state["best"]
         self.masters.set_weights(query)
         self.masters.set_step(self.applied)
+        self.masters.loss_scale = state["loss_scale"]
         for name in ("exp_avg", "exp_avg_sq"):
             self.masters.scatter(self.masters.moments(name), read_tensors(path, name))
         if self.momentum:
@@ -397,6 +439,7 @@ class Trainer:
     def close(self) -> None:
         """Ends what the run holds open; the process group stays, other code may use it."""
         self.signal.restore()
+        self.feed.close()
         if self.rank == 0 and hasattr(self, "metrics"):
             self.metrics.close()
             self.evaluations.close()

@@ -18,11 +18,14 @@ from ppa_fast.model.encoder import load_config, max_sequence
 from ppa_fast.model.folder import UNTOUCHED
 from ppa_fast.settings import Settings
 from ppa_fast.training.checkpoint import Checkpoints, read_state
-from ppa_fast.training.zero import DeepSpeedConfig, read_config
+from ppa_fast.training.config import DeepSpeedConfig, read_config
 
 # What may differ between a run and its continuation; everything else would change what has been computed.
 FREE = {"output", "model", "data", "deepspeed_config", "steps", "epochs", "resume"}
-FREE |= {"log_every", "eval_pairs", "eval_every", "save_every", "keep"}
+FREE |= {"log_every", "eval_pairs", "eval_every", "save_every", "keep", "max_skipped"}
+FREE |= {"activation_checkpointing", "compile"}  # the same sums, but for their rounding
+
+NOT_FINITE = "not_finite.jsonl"  # of the run folder: the steps that ended a run because they were not finite
 
 QUEUE_SHARE = 0.05  # of the pairs: a larger queue holds many of the query's own earlier translations
 
@@ -45,10 +48,15 @@ def make_plan(settings: Settings, world_size: int) -> Plan:
     """Checks everything that can be known before training; raises UserError for the first thing that is wrong."""
     settings.require("model", "data", "output", "deepspeed_config")
     config = read_config(settings.deepspeed_config, world_size, settings.output)
+    if settings.compile and config.stage == 3:
+        raise UserError(
+            f"compile: ZeRO stage 3 ({config.path}) gathers weights by hooks that torch.compile does not see; expected "
+            "stages 0 to 2, or no compile"
+        )
     store = Store.open(settings.data)
     evaluations = _read_evaluations(settings.eval_pairs)
     checkpoints = Checkpoints(settings.output)
-    resume_from = checkpoints.named("latest")
+    resume_from = checkpoints.resume_point()
     _check_output(settings, resume_from)
     model_config = load_config(settings.model)
     tokenizer = load_tokenizer(settings.model)
@@ -82,7 +90,7 @@ def _check_output(settings: Settings, resume_from: Path | None) -> None:
             f"output: {output} holds a run ({resume_from.name}) and resume is never; "
             "expected an empty folder, or --resume auto to continue"
         )
-    known = {"settings.yaml", "metrics.jsonl", "evaluations.jsonl", "model", "checkpoints", "tensorboard"}
+    known = {"settings.yaml", "metrics.jsonl", "evaluations.jsonl", NOT_FINITE, "model", "checkpoints", "tensorboard"}
     foreign = sorted({p.name for p in output.iterdir()} - known) if output.is_dir() else []
     foreign = [name for name in foreign if not name.startswith(".")]
     if (output / "model").exists() and not (output / "model" / UNTOUCHED).exists():
@@ -104,6 +112,11 @@ def _check_model(
         raise UserError(
             f"model: {settings.model} has {model_config.vocab_size} embeddings, its tokenizer "
             f"{store.special.vocab_size} tokens"
+        )
+    if settings.freeze_layers > model_config.num_hidden_layers:
+        raise UserError(
+            f"freeze_layers: found {settings.freeze_layers}; {settings.model} has {model_config.num_hidden_layers} "
+            "layers, expected no more"
         )
     longest_a, longest_b = store.manifest["longest_a"], store.manifest["longest_b"]
     needed, limit = longest_a + longest_b + 3, max_sequence(model_config)

@@ -9,13 +9,13 @@ import torch
 from transformers import AutoModel, BertTokenizer
 
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation import evaluate, retrieval
+from ppa_fast.evaluation import evaluate, neighbours
 from ppa_fast.evaluation.retrieval import (
     alignment_uniformity,
     evaluate_retrieval,
     format_table,
+    margin_retrieval_scores,
     retrieval_scores,
-    stated_pooling,
     summarise,
 )
 from ppa_fast.model.initialise import init_model
@@ -47,6 +47,24 @@ def test_scores_are_of_the_cosine_not_the_length() -> None:
     assert retrieval_scores(a * scale, b / scale) == (1.0, 1.0)
 
 
+def test_margin_finds_what_hubs_hide() -> None:
+    # The rows of b at 45° and 50° are near to most rows of a, and so are 115° and 120°.
+    a, b = on_circle(40, 10, 95, 0, 140, 105), on_circle(50, 45, 145, 115, 160, 120)
+    cosine = (a @ b.T).tolist()
+
+    def around(similarities: list[float]) -> float:
+        return sum(sorted(similarities)[-4:]) / 8
+
+    found = []
+    for row in cosine:
+        nearest = sorted(range(6), key=lambda j: -row[j])[:4]
+        margins = {j: row[j] / (around(row) + around([other[j] for other in cosine])) for j in nearest}
+        found.append(max(margins, key=lambda j: margins[j]))
+    expected = sum(i == j for i, j in enumerate(found)) / 6
+    assert margin_retrieval_scores(a, b) == (expected, 0.5)
+    assert (retrieval_scores(a, b)[0], expected) == (pytest.approx(1 / 6), 0.5)
+
+
 def test_ties_go_to_the_lowest_index() -> None:
     same = torch.ones(4, 2)
     assert retrieval_scores(same, same) == (0.25, 0.25)
@@ -57,10 +75,11 @@ def test_blocks_give_the_same_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> N
     a = torch.randn(50, 8, generator=generator)
     b = a + torch.randn(50, 8, generator=generator)
     a[[10, 37]] = a[3].clone()  # equal rows in different blocks
-    whole, spread = retrieval_scores(a, b), alignment_uniformity(a, b)
+    whole, by_margin, spread = retrieval_scores(a, b), margin_retrieval_scores(a, b), alignment_uniformity(a, b)
     assert 0.1 < whole[0] < 0.9
-    monkeypatch.setattr(retrieval, "BLOCK", 7)
+    monkeypatch.setattr(neighbours, "BLOCK", 7)
     assert retrieval_scores(a, b) == whole
+    assert margin_retrieval_scores(a, b) == by_margin
     assert alignment_uniformity(a, b) == pytest.approx(spread, abs=1e-6)
 
 
@@ -86,6 +105,14 @@ def test_summary_by_hand() -> None:
     assert result["mean"] == pytest.approx((0.5 + 0.1 + 0.2 + 0.9 + 0.3 + 0.4) / 6)
     assert result["english_to_foreign"] == pytest.approx((0.5 + 0.9) / 2)
     assert summarise({"de-fr": pairs["de-fr"]})["english_to_foreign"] is None
+    assert "margin_mean" not in result
+    margins = {name: {f"margin_{way}": share / 2 for way, share in scores.items()} for name, scores in pairs.items()}
+    both = summarise({name: {**scores, **margins[name]} for name, scores in pairs.items()})
+    assert both["margin_mean"] == pytest.approx(result["mean"] / 2)
+    assert both["margin_english_to_foreign"] == pytest.approx(result["english_to_foreign"] / 2)
+    assert {key: both[key] for key in ("mean", "english_to_foreign")} == {
+        key: result[key] for key in ("mean", "english_to_foreign")
+    }
 
 
 def cells(line: str) -> list[str]:
@@ -112,6 +139,15 @@ def test_table_without_english() -> None:
     assert "XTREME" not in caption
     assert cells(heads) == ["pair", "a→b", "b→a"]
     assert cells(lines[1]) == ["fr-de", "10.0", "20.0"]
+
+
+def test_table_with_margin() -> None:
+    scores = {"a_to_b": 0.5, "b_to_a": 0.25, "margin_a_to_b": 0.75, "margin_b_to_a": 1.0}
+    result = summarise({"fr-en": scores})
+    _, heads, line, _ = format_table(result).splitlines()
+    assert cells(heads) == ["pair", "en→xx", "xx→en", "en→xx", "margin", "xx→en", "margin"]
+    assert cells(line) == ["fr-en", "25.0", "50.0", "100.0", "75.0"]
+    assert "margin" not in format_table(result, result)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +194,9 @@ def test_evaluation_of_a_folder(model: str, pairs: list[str]) -> None:
         scores = result["pairs"][name]
         assert (scores["a_to_b"], scores["b_to_a"]) == pytest.approx(plain_scores(model, spec), abs=1e-6)
         assert 0.2 < scores["a_to_b"] < 1
+        assert 0.2 < scores["margin_a_to_b"] <= 1
         assert scores["n"] == 30
+    assert result["margin_mean"] != result["mean"]
     assert (result["model"], result["pooling"], result["layer"]) == (model, "mean", None)
     assert json.loads(json.dumps(result)) == result
 
@@ -170,34 +208,10 @@ def test_pooling_and_layer_are_used(model: str, pairs: list[str]) -> None:
     )
     assert cls != mean
     # [CLS] before the first layer is the same vector for every sentence: the lowest index is always found.
-    assert embeddings["en-de"] == {"a_to_b": pytest.approx(1 / 30), "b_to_a": pytest.approx(1 / 30), "n": 30}
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
-        ({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "include_prompt": True}, "mean"),
-        ({"embedding_dimension": 32, "pooling_mode": "cls"}, "cls"),
-        ({"embedding_dimension": 32, "pooling_mode": ["mean"]}, "mean"),
-    ],
-)
-def test_stated_pooling(tmp_path: Path, config: dict, expected: str) -> None:
-    assert stated_pooling(str(tmp_path)) is None
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
-    assert stated_pooling(str(tmp_path)) == expected
-
-
-@pytest.mark.parametrize(
-    "config",
-    [{"pooling_mode_max_tokens": True}, {"pooling_mode": ["cls", "mean"]}, {"pooling_mode_mean_sqrt_len_tokens": True}],
-)
-def test_stated_pooling_that_is_not_ours(tmp_path: Path, config: dict) -> None:
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="choose one of cls, mean"):
-        stated_pooling(str(tmp_path))
+    assert embeddings["en-de"].pop("n") == 30
+    assert embeddings["en-de"] == dict.fromkeys(
+        ["a_to_b", "b_to_a", "margin_a_to_b", "margin_b_to_a"], pytest.approx(1 / 30)
+    )
 
 
 def test_bad_requests(model: str, pairs: list[str], tmp_path: Path) -> None:
@@ -214,13 +228,3 @@ def test_bad_requests(model: str, pairs: list[str], tmp_path: Path) -> None:
     (tmp_path / "de.de").write_text("w1\n")
     with pytest.raises(UserError, match="30"):
         evaluate_retrieval(model, pairs)
-
-
-def test_tokenizer_of_another_model(model: str, pairs: list[str], tmp_path: Path) -> None:
-    for file in Path(model).iterdir():
-        (tmp_path / "m").mkdir(exist_ok=True)
-        (tmp_path / "m" / file.name).write_bytes(file.read_bytes())
-    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "one", "more"]
-    BertTokenizer(vocab={word: i for i, word in enumerate(vocab)}).save_pretrained(tmp_path / "m")
-    with pytest.raises(UserError, match="the tokenizer has 47 tokens, the encoder 45"):
-        evaluate_retrieval(str(tmp_path / "m"), pairs)

@@ -1,5 +1,6 @@
 """The model of the step: TLM against Hugging Face's own loss, positions, freezing."""
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -74,6 +75,19 @@ def test_tlm_loss_and_gradients_are_hugging_faces_on_the_same_sequence(tiny, mlm
     # The embedding's gradient has two parts, as input and as decoder; the padding's row has only the second.
     for name, ours, theirs in zip(names, found, torch.autograd.grad(expected, parameters), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_loss_has_the_decoders_parameters_under_the_decoders_names(mlm):
+    """In a copy, of another type, too: the momentum encoder."""
+    model = AlignmentModel(mlm, "cls", 16)
+    names = [f"mlm.{name}" for name, _ in mlm.named_parameters()]
+    assert [n for n, _ in model.named_parameters() if not n.startswith("projection.")] == names
+    copied = copy.deepcopy(model).to(torch.bfloat16)
+    for each in (model, copied):
+        decoder = lm_decoder(each.mlm)
+        assert each.lm_loss.weight is decoder.weight is each.mlm.get_input_embeddings().weight
+        assert each.lm_loss.bias is decoder.bias
+    assert copied.lm_loss.weight is not model.lm_loss.weight
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

@@ -1,4 +1,4 @@
-"""Loading encoders, pooling, and sentence vectors against a plain loop over sentences."""
+"""Loading encoders and the parts that training needs."""
 
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from ppa_fast.data.encode import SpecialIds
 from ppa_fast.errors import UserError
 from ppa_fast.model.encoder import (
     encoder_of,
@@ -28,8 +27,6 @@ from ppa_fast.model.encoder import (
     load_encoder,
     load_masked_lm,
     max_sequence,
-    pool,
-    sentence_vectors,
 )
 from ppa_fast.model.folder import untouched_weights
 
@@ -45,11 +42,6 @@ SIZES = {
 }
 BERT = BertConfig(**SIZES)
 XLMR = XLMRobertaConfig(**SIZES, pad_token_id=1, type_vocab_size=1)
-SPECIAL = {
-    "bert": SpecialIds(cls=2, sep=3, mask=4, pad=0, vocab_size=60),
-    "xlm-roberta": SpecialIds(cls=0, sep=2, mask=59, pad=1, vocab_size=60),
-}
-ROWS = [list(range(10, 10 + n)) for n in (3, 38, 0, 7, 1, 7, 20, 3)]
 
 
 def masked_lm(config: PretrainedConfig) -> PreTrainedModel:
@@ -111,8 +103,6 @@ def test_load_encoder_takes_other_architectures_and_checkpoints_without_pooler(t
     DistilBertModel(config).save_pretrained(tmp_path / "distilbert")
     encoder = load_encoder(str(tmp_path / "distilbert"))
     assert max_sequence(encoder.config) == 40
-    vectors = sentence_vectors(encoder, ROWS, SPECIAL["bert"], "mean", layer=1)
-    assert vectors.shape == (len(ROWS), 32)
 
 
 def test_folders_that_cannot_be_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,83 +130,6 @@ def test_checkpoint_of_another_depth_is_refused(tmp_path: Path) -> None:
         load_masked_lm(str(tmp_path))
     with pytest.raises(UserError, match="lacks 16 encoder weights"):
         load_encoder(str(tmp_path))
-
-
-def test_pool_by_hand() -> None:
-    hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [50.0, 70.0]], [[4.0, 0.0], [0.0, 4.0], [5.0, 5.0]]])
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert pool(hidden, mask, "cls").tolist() == [[1.0, 2.0], [4.0, 0.0]]
-    assert pool(hidden, mask, "mean").tolist() == [[2.0, 4.0], [3.0, 3.0]]
-    assert pool(hidden, mask.bool(), "mean").tolist() == [[2.0, 4.0], [3.0, 3.0]]
-    with pytest.raises(UserError, match="pooling: found 'max', expected one of cls, mean"):
-        pool(hidden, mask, "max")
-
-
-def test_pool_sums_in_fp32() -> None:
-    hidden = torch.full((1, 1024, 1), 1.0078125, dtype=torch.bfloat16)  # the first bf16 number above 1
-    assert pool(hidden, torch.ones(1, 1024), "mean").item() == 1.0078125
-
-
-def one_by_one(
-    encoder: torch.nn.Module, special: SpecialIds, pooling: str, layer: int | None, rows: list[list[int]]
-) -> torch.Tensor:
-    vectors = []
-    for row in rows:
-        output = encoder(input_ids=torch.tensor([[special.cls, *row, special.sep]]), output_hidden_states=True)
-        hidden = output.hidden_states[-1 if layer is None else layer][0]
-        vectors.append(hidden[0] if pooling == "cls" else hidden.mean(0))
-    return torch.stack(vectors).detach()
-
-
-@pytest.mark.parametrize("config", [BERT, XLMR], ids=["bert", "xlm-roberta"])
-@pytest.mark.parametrize(("pooling", "layer"), [("cls", None), ("mean", None), ("mean", 1), ("mean", 0), ("cls", 2)])
-def test_sentence_vectors_equal_a_loop(config: PretrainedConfig, pooling: str, layer: int | None) -> None:
-    encoder, special = encoder_of(masked_lm(config)), SPECIAL[config.model_type]
-    # XLM-R's longest sentence is shorter: its positions start behind the padding id.
-    rows = [row[: max_sequence(config) - 2] for row in ROWS]
-    assert max(map(len, rows)) + 2 == {"bert": 40, "xlm-roberta": 38}[config.model_type]
-    expected = one_by_one(encoder, special, pooling, layer, rows)
-    for tokens_per_batch in (1, 50, 16384):
-        vectors = sentence_vectors(encoder, rows, special, pooling, layer, tokens_per_batch=tokens_per_batch)
-        assert vectors.dtype == torch.float32
-        torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
-    assert not torch.allclose(expected[0], expected[3], atol=1e-2)
-
-
-def test_sentence_vectors_switch_dropout_off_and_restore_every_mode() -> None:
-    encoder = encoder_of(masked_lm(BERT))
-    expected = sentence_vectors(encoder, ROWS, SPECIAL["bert"], "mean")
-    encoder.train()
-    encoder.embeddings.eval()
-    modes = [module.training for module in encoder.modules()]
-    assert torch.equal(sentence_vectors(encoder, ROWS, SPECIAL["bert"], "mean"), expected)
-    assert [module.training for module in encoder.modules()] == modes
-    assert not expected.requires_grad
-
-
-def test_sentence_vectors_under_bf16_weights() -> None:
-    encoder = encoder_of(masked_lm(BERT))
-    expected = sentence_vectors(encoder, ROWS, SPECIAL["bert"], "mean")
-    vectors = sentence_vectors(encoder.to(torch.bfloat16), ROWS, SPECIAL["bert"], "mean")
-    assert vectors.dtype == torch.float32
-    # Pooled in fp32: the mean is no bf16 number, and still near the fp32 model's.
-    assert not torch.equal(vectors, vectors.bfloat16().float())
-    torch.testing.assert_close(vectors, expected, atol=0.1, rtol=0)
-
-
-def test_sentence_vectors_of_nothing() -> None:
-    assert sentence_vectors(encoder_of(masked_lm(BERT)), [], SPECIAL["bert"], "cls").shape == (0, 32)
-
-
-def test_sentence_vectors_refuse_what_the_encoder_does_not_have() -> None:
-    encoder = encoder_of(masked_lm(BERT))
-    for layer in (-1, 3):
-        with pytest.raises(UserError, match=rf"layer: found {layer}, expected 0 .* to 2"):
-            sentence_vectors(encoder, ROWS, SPECIAL["bert"], "mean", layer)
-    with pytest.raises(UserError, match="pooling: found 'max'"):
-        sentence_vectors(encoder, ROWS, SPECIAL["bert"], "max")
-    with pytest.raises(UserError, match="39 tokens and two specials; the model has 40 positions"):
-        sentence_vectors(encoder, [[5] * 39], SPECIAL["bert"], "mean")
 
 
 def test_max_sequence() -> None:

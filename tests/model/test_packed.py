@@ -25,12 +25,12 @@ from transformers import (
 )
 
 from ppa_fast.errors import UserError
-from ppa_fast.model.encoder import pool
 from ppa_fast.model.packed import (
     ATTENTION,
     Blocks,
     Packing,
     block_attention,
+    compile_layers,
     flash_attention,
     has_flash,
     join,
@@ -240,6 +240,14 @@ def test_join(config: PretrainedConfig) -> None:
     assert torch.equal(alone.cu_seqlens, streams[0].cu_seqlens)
 
 
+def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """Sentence vectors [S, H] of padded hidden states [S, L, H]."""
+    if pooling == "cls":
+        return hidden[:, 0]
+    total = (hidden * mask.unsqueeze(-1)).sum(1, dtype=torch.float32)
+    return (total / mask.sum(1, keepdim=True)).to(hidden.dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_pool_packed_is_pool(pooling: str, dtype: torch.dtype) -> None:
@@ -351,11 +359,13 @@ def test_with_flash_the_encoder_compiles_to_one_graph_for_all_lengths(family: st
             output.last_hidden_state.sum().backward()
 
 
-def test_without_flash_compiled_layers_serve_all_lengths() -> None:
+def test_without_flash_compiled_layers_serve_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile(self, backend="eager", **how))
     encoder, compiled = (encoder_for(CONFIGS["bert"], num_hidden_layers=1).eval() for _ in range(2))
     torch._dynamo.reset()
-    for layer in compiled.encoder.layer:
-        layer.compile(backend="eager", dynamic=True)
+    compile_layers(compiled)
+    assert compiled.state_dict().keys() == encoder.state_dict().keys()
     for batch, lengths in enumerate((MANY, [4, 9], [30, 2, 2, 11, 5])):
         stream = stream_of(lengths)
         expected = packed_hidden(encoder, stream)
@@ -393,6 +403,32 @@ def test_flash_on_a_gpu(dtype: torch.dtype) -> None:
         draws.append(flash_attention(*half, bounds, max(lengths), 0.1, 0.125))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_packed_with_flash_is_as_good_as_padded(config: PretrainedConfig, dtype: torch.dtype, compiled: bool) -> None:
+    # Heads of 8; in training mode, without dropout; values and gradients of every weight.
+    stream = stream_of(MANY)
+    there = Stream(stream.tokens.cuda(), stream.cu_seqlens.cuda(), stream.positions.cuda(), stream.lengths)
+    exact, plain = (encoder_for(config, "sdpa", **NO_DROPOUT).train() for _ in range(2))
+    ours = encoder_for(config, **NO_DROPOUT).train().to("cuda", dtype)
+    if compiled:
+        torch._dynamo.reset()
+        compile_layers(ours)
+    expected = padded_hidden(exact.double(), stream)
+    rough, hidden = padded_hidden(plain.to(dtype), stream), packed_hidden(ours, there)
+    assert hidden.dtype == dtype
+    assert (hidden.cpu() - expected).abs().max() <= 2 * (rough - expected).abs().max() + 1e-5
+    wanted, allowed = gradients(exact, expected), gradients(plain, rough)
+    weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1)).to("cuda", dtype)
+    (hidden * weights).sum().div(len(hidden)).backward()
+    for name, parameter in ours.named_parameters():
+        if name in wanted:
+            error, other = (x.cpu().double() - wanted[name] for x in (parameter.grad, allowed[name]))
+            assert error.abs().max() <= 3 * other.abs().max() + 1e-5, name
 
 
 @pytest.mark.gpu

@@ -31,13 +31,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(command: list[str], world_size: int, threads: int = 1) -> list[subprocess.Popen[str]]:
-    """Starts ``python <command>`` as ``world_size`` gloo ranks; stderr of each is kept."""
+def start_ranks(
+    command: list[str], world_size: int, threads: int = 1, device: str = "cpu"
+) -> list[subprocess.Popen[str]]:
+    """Starts ``python <command>`` as ``world_size`` ranks on the CPU or on CUDA; stderr of each is kept."""
     shared = {
         "WORLD_SIZE": world_size,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port(),
         "OMP_NUM_THREADS": threads,
+        "DS_ACCELERATOR": device,
     }
     shared["LOCAL_WORLD_SIZE"] = world_size
     return [
@@ -52,11 +55,11 @@ def start_ranks(command: list[str], world_size: int, threads: int = 1) -> list[s
     ]
 
 
-def run_ranks(jobs: list[dict[str, Any]], world_size: int, folder: Path) -> None:
+def run_ranks(jobs: list[dict[str, Any]], world_size: int, folder: Path, device: str = "cpu") -> None:
     """Runs jobs (settings) on ``world_size`` ranks, in order, and waits for them."""
-    path = folder / f"jobs-{world_size}.json"
+    path = folder / f"jobs-{device}-{world_size}.json"
     path.write_text(json.dumps(jobs), encoding="utf-8")
-    ranks = start_ranks([str(RANKS), str(path)], world_size)
+    ranks = start_ranks([str(RANKS), str(path)], world_size, device=device)
     outputs = [process.communicate(timeout=600) for process in ranks]
     for process, (_, errors) in zip(ranks, outputs, strict=True):
         assert process.returncode == 0, errors[-4000:]

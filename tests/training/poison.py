@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -72,7 +73,7 @@ def snapshot(trainer: Trainer) -> dict[str, Any]:
     masters, momentum, queue = trainer.masters, trainer.momentum, trainer.queue
     kept: dict[str, Any] = {
         "masters": masters.tensors,
-        "working weights": list(trainer.engine.module.parameters()),
+        "working weights": [getattr(p, "ds_tensor", p) for p in trainer.engine.module.parameters()],
         "exp_avg": masters.moments("exp_avg"),
         "exp_avg_sq": masters.moments("exp_avg_sq"),
         "adam's step": masters.moments("step"),
@@ -107,10 +108,10 @@ def check(job: dict[str, Any]) -> None:
     for number, kind in enumerate(POISONS, 1):
         before = snapshot(trainer)
         with poisoned(kind) if here else nullcontext():
-            metrics = trainer.train_step()
+            metrics = trainer.train_step().read()
         assert metrics["skipped"] == trainer.skipped == number, (kind, metrics)
         assert not differing(before, snapshot(trainer)), (kind, differing(before, snapshot(trainer)))
-    metrics = trainer.train_step()
+    metrics = trainer.train_step().read()
     assert metrics["skipped"] == len(POISONS)
     after = snapshot(trainer)
     # What was not poisoned at all: the same first step, then the last one.
@@ -118,13 +119,21 @@ def check(job: dict[str, Any]) -> None:
     straight = Trainer(make_plan(Settings(**{**job, "output": job["output"] + "-straight"}), world), trainer.device)
     straight.train_step()
     straight.step += len(POISONS)
-    expected = straight.train_step()
+    expected = straight.train_step().read()
     assert {**expected, "skipped": metrics["skipped"]} == metrics
     assert not differing(snapshot(straight), after), differing(snapshot(straight), after)
     # And the ranks hold the same weights.
     sums: list[Any] = [None] * world
-    dist.all_gather_object(sums, [float(p.double().sum()) for p in straight.engine.module.parameters()])
+    weights = list(straight.engine.module.parameters())
+    with deepspeed.zero.GatheredParameters(weights, enabled=straight.masters.stage == 3):
+        dist.all_gather_object(sums, [float(p.double().sum()) for p in weights])
     assert all(one == sums[0] for one in sums)
+    # Which can be gathered in slices of any size.
+    whole = dict(straight.masters.gather(straight.masters.tensors))
+    with mock.patch("ppa_fast.training.zero.BUFFER", 1000):
+        sliced = dict(straight.masters.gather(straight.masters.tensors))
+    assert whole.keys() == sliced.keys()
+    assert all(torch.equal(whole[name], sliced[name]) for name in whole)
     straight.close()
 
 

@@ -23,9 +23,10 @@ from transformers import (
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation import evaluate
-from ppa_fast.model.encoder import load_encoder, load_masked_lm, sentence_vectors
+from ppa_fast.model.encoder import load_encoder, load_masked_lm
 from ppa_fast.model.folder import save_base
 from ppa_fast.model.initialise import init_model
+from ppa_fast.model.vectors import sentence_vectors
 from ppa_fast.training.export import export
 
 TEXTS = ["the cat sat on a dog.", "ein hund", "a", "the dog and the cat " * 12, ""]

@@ -174,8 +174,7 @@ def test_dropout_is_on_in_training_and_off_in_the_momentum_encoder(job):
 
         assert modes(trainer.engine.module) == {True}
         assert modes(trainer.momentum.model) == {False}
-        (batch, *_) = trainer.batches(0)
-        streams = trainer._assemble(batch)
+        ((_, streams), *_) = trainer.feed(0)
         with torch.no_grad():
             one, other = (trainer.engine.module.project(streams.query) for _ in range(2))
         assert not torch.equal(one, other)
@@ -267,7 +266,7 @@ def test_input_shuffling(job):
         with trainer_here(job(f"run-{on}", input_shuffling=on)) as trainer:
             store = trainer.plan.store
             swaps = []
-            for batch in trainer.batches(0):
+            for batch, _ in trainer.feed(0):
                 streams = trainer._assemble(batch)
                 swaps += streams.swap.tolist()
                 for i, row in enumerate(batch.pair_ids.tolist()):
@@ -300,7 +299,7 @@ def test_the_queue_starts_with_keys_of_epoch_0s_end(job, size):
         # The rows differ more than that, so their order was tested.
         assert (expected[1:] - expected[:-1]).abs().amax(1).median() > 1e-3
         # The first step's pairs are not among them: their keys come when it ends.
-        assert trainer.train_step()["skipped"] == 0
+        assert trainer.train_step().read()["skipped"] == 0
         after, _ = trainer.queue.content()
         assert len(after) == min(size, 300 + 16)
         dropped = count + 16 - len(after)
@@ -319,7 +318,7 @@ def test_the_queue_starts_with_random_unit_vectors(job):
             # Uniform on the sphere: a coordinate has mean 0 and variance 1/128.
             assert vectors.mean().abs() < 5 / (500 * 128 * 128) ** 0.5
             assert (vectors @ vectors.T).fill_diagonal_(0).abs().max() < 7 / 128**0.5
-            assert trainer.train_step()["skipped"] == 0
+            assert trainer.train_step().read()["skipped"] == 0
     assert torch.equal(queues[0], queues[1])
     assert not torch.equal(queues[0], queues[2])
 
@@ -355,7 +354,8 @@ def test_evaluation_agrees_with_the_exported_model(job, dev, tmp_path):
         scores = ppa_fast.evaluate("retrieval", model=model, pairs=dev, pooling="mean")
         assert scores["mean"] == pytest.approx(record["mean"])
         for name, pair in scores["pairs"].items():
-            assert {key: record["pairs"][name][key] for key in pair} == pytest.approx(pair)
+            for key in ("a_to_b", "b_to_a", "n"):  # by margin is for the end only
+                assert record["pairs"][name][key] == pytest.approx(pair[key])
 
 
 def test_evaluation_does_not_disturb_training(job, dev, tmp_path):
@@ -370,7 +370,7 @@ def test_evaluation_does_not_disturb_training(job, dev, tmp_path):
 def test_the_best_checkpoint_is_kept_beside_the_newest(job, dev, tmp_path, monkeypatch):
     """Scores as given: step 2 is the best, an equal one later is not better."""
     scores = iter([0.3, 0.1, 0.6, 0.5, 0.6, 0.2])
-    monkeypatch.setattr("ppa_fast.training.loop.retrieval_scores", lambda *_: (value := next(scores), value))
+    monkeypatch.setattr("ppa_fast.training.evaluation.retrieval_scores", lambda *_: (value := next(scores), value))
     result = run_here(job("run", steps=5, eval_pairs=dev[:1], eval_every=1, save_every=1, keep=1))
     checkpoints = tmp_path / "run" / "checkpoints"
     assert [r["mean"] for r in read_lines(tmp_path / "run" / "evaluations.jsonl")] == [0.3, 0.1, 0.6, 0.5, 0.6, 0.2]
@@ -394,7 +394,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_afresh(job, de
     other = tmp_path / "other-model"
     init_model(other, str(tiny.tokenizer), layers=1, hidden=16, heads=2, max_positions=64, seed=8)
     run_here({**straight, "output": str(killed), "model": str(other), "seed": 9})
-    (killed / "checkpoints" / "latest").unlink()  # killed when the first one was whole, not yet named
+    (killed / "checkpoints" / "latest").write_text("")  # killed when the first one was whole, not yet named
     shutil.rmtree(killed / "checkpoints" / "step-00000004")
     run_here({**straight, "output": str(killed)})
     assert metrics(killed) == metrics(tmp_path / "straight")
@@ -498,3 +498,47 @@ def test_the_store_is_not_touched(job, tiny):
     run_here(job("run", steps=1))
     assert {path: path.read_bytes() for path in tiny.store.iterdir()} == before
     assert len(Store.open(tiny.store)) == 300
+
+
+def test_deepspeed_does_not_wait_for_the_device_to_time_itself(job, monkeypatch):
+    from deepspeed.accelerator import get_accelerator
+
+    waited = []
+    with trainer_here(job("run")) as trainer:
+        monkeypatch.setattr(type(get_accelerator()), "synchronize", lambda *_: waited.append(True))
+        for _ in range(4):  # its timer starts with the third micro-batch
+            trainer.train_step()
+    assert waited == []
+
+
+# What is trained, and how.
+
+
+def test_frozen_layers_stay_and_the_others_move(job, tmp_path):
+    """With the embeddings, to which the LM decoder is tied."""
+    before = start_weights(job("start"))
+    run_here(job("run", freeze_layers=1))
+    after = tensors(tmp_path / "run", 3, "query")
+    frozen = {name for name in before if "embeddings" in name or ".layer.0." in name}
+    assert {name for name in before if torch.equal(before[name], after[name])} == frozen
+    assert frozen.isdisjoint(tensors(tmp_path / "run", 3, "momentum"))
+
+
+def test_activation_checkpointing_changes_no_bit(job, tmp_path):
+    """With dropout on: what is computed again is the same."""
+    for output, checkpointing in (("kept", False), ("again", True)):
+        run_here(job(output, activation_checkpointing=checkpointing))
+    kept, again = (tensors(tmp_path / output, 3, "query") for output in ("kept", "again"))
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    assert metrics(tmp_path / "kept") == metrics(tmp_path / "again")
+
+
+@pytest.mark.slow  # the compiler takes half a minute
+def test_compiled_layers_give_the_same_losses(job, tmp_path):
+    for output, compiled in (("eager", False), ("compiled", True)):
+        config = write_config(tmp_path / f"{output}.json", 16, 8, stage=1)
+        run_here(job(output, compile=compiled, deepspeed_config=str(config)))
+    eager, compiled = metrics(tmp_path / "eager"), metrics(tmp_path / "compiled")
+    assert eager != compiled  # it was compiled: sums round differently, and dropout draws in another order
+    for one, other in zip(eager, compiled, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=0.05)

@@ -262,3 +262,12 @@ def test_evaluation_pairs_are_read(options, texts):
 )
 def test_bad_evaluation_pairs(options, texts, specs, message):
     refused(options, message, eval_pairs=[spec.format(texts) for spec in specs])
+
+
+def test_more_frozen_layers_than_there_are(options):
+    refused(options, r"^freeze_layers: found 3; .* has 2 layers", freeze_layers=3)
+
+
+def test_compiling_what_is_gathered_layer_by_layer(options, tmp_path):
+    config = write_config(tmp_path / "zero3.json", batch=8, stage=3)
+    refused(options, r"^compile: ZeRO stage 3 .*zero3\.json", compile=True, deepspeed_config=str(config))

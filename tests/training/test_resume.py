@@ -12,18 +12,29 @@ import pytest
 import torch
 
 from ppa_fast.errors import UserError
+from ppa_fast.model.initialise import init_model
 from ppa_fast.settings import Settings
-from ppa_fast.training.checkpoint import Checkpoints, read_tensors
+from ppa_fast.training.checkpoint import Checkpoints
 from ppa_fast.training.loop import train
 from ppa_fast.training.plan import make_plan
 from tests.conftest import write_config
-from tests.training.harness import largest_difference, metrics, run_here, start_ranks, tensors
+from tests.training.harness import largest_difference, metrics, run_here, run_ranks, start_ranks, tensors
 
+LAYOUTS: dict[str, dict] = {
+    "fp32": {},
+    "zero1": {"stage": 1},
+    "zero2": {"stage": 2},
+    "zero3": {"stage": 3},
+    "bf16": {"bf16": True},
+    "zero1-bf16": {"stage": 1, "bf16": True},
+    "zero2-bf16-offload": {"stage": 2, "bf16": True, "offload": True},
+    "zero3-bf16": {"stage": 3, "bf16": True},
+}
 FILES = ("query", "exp_avg", "exp_avg_sq", "momentum", "queue")
 
 
-def job(tiny, folder: Path, output: str, stage: int = 0, bf16: bool = False, **options) -> dict:
-    config = write_config(folder / f"config-{stage}-{bf16}.json", 16, 8, stage, bf16)
+def job(tiny, folder: Path, output: str, layout: str = "fp32", micro: int = 8, **options) -> dict:
+    config = write_config(folder / f"{layout}-{micro}.json", 16, micro, **LAYOUTS[layout])
     base = {"model": str(tiny.model), "data": str(tiny.store), "output": str(folder / output)}
     base |= {"deepspeed_config": str(config), "steps": 10, "queue_size": 40, "pooling": "mean", "log_every": 1}
     return {**base, "save_every": 4, "keep": 9, **options}
@@ -37,17 +48,17 @@ def same_end(one: Path, other: Path, step: int = 10) -> None:
         assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
 
 
-@pytest.mark.parametrize(("stage", "bf16"), [(0, False), (1, False), (0, True), (1, True)])
-def test_interrupted_equals_straight_bit_for_bit_with_dropout(tiny, tmp_path, stage, bf16):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_interrupted_equals_straight_bit_for_bit_with_dropout(tiny, tmp_path, layout):
     straight = tmp_path / "straight"
-    run_here(job(tiny, tmp_path, "straight", stage, bf16))
+    run_here(job(tiny, tmp_path, "straight", layout))
     # A run that was lost after step 4: no later checkpoint, but metrics of later steps were already written.
     cut = tmp_path / "cut"
     shutil.copytree(straight, cut)
     for later in ("step-00000008", "step-00000010"):
         shutil.rmtree(cut / "checkpoints" / later)
     (cut / "checkpoints" / "latest").write_text("step-00000004")
-    assert run_here(job(tiny, tmp_path, "cut", stage, bf16))["step"] == 10
+    assert run_here(job(tiny, tmp_path, "cut", layout))["step"] == 10
     same_end(straight, cut)
     different = (
         tensors(straight, 4, "query")["projection.0.weight"] != tensors(straight, 10, "query")["projection.0.weight"]
@@ -55,7 +66,9 @@ def test_interrupted_equals_straight_bit_for_bit_with_dropout(tiny, tmp_path, st
     assert different.any()
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0)])
+@pytest.mark.parametrize(
+    ("before", "after"), [("fp32", "zero1"), ("zero1", "fp32"), ("zero1", "zero3"), ("zero3", "zero2")]
+)
 def test_goes_on_at_another_zero_stage(tiny, tmp_path, before, after):
     run_here(job(tiny, tmp_path, "straight", before, steps=6, schedule="constant"))
     run_here(job(tiny, tmp_path, "moved", before, steps=3, schedule="constant"))
@@ -64,6 +77,50 @@ def test_goes_on_at_another_zero_stage(tiny, tmp_path, before, after):
     for name in ("query", "exp_avg", "momentum", "queue"):
         mine, theirs = tensors(tmp_path / "moved", 6, name), tensors(tmp_path / "straight", 6, name)
         assert largest_difference(mine, theirs) < 1e-5, name
+
+
+@pytest.mark.slow
+def test_goes_on_with_other_ranks_and_another_stage(tiny, tmp_path):
+    """Nothing but rounding tells from metrics and weights where a run was moved (dropout is 0), and nothing at all
+    where two ranks with dropout went on as they were."""
+    init_model(
+        tmp_path / "model", str(tiny.tokenizer), layers=2, hidden=32, heads=2, max_positions=64, dropout=0.0, seed=1
+    )
+    common = {"model": str(tmp_path / "model"), "schedule": "constant", "anchor": 0.5}
+
+    def half(ranks: int, before: str, after: str, steps: int) -> dict:
+        """The first three steps of a run, on so many ranks, or those up to the sixth, on the other number of them."""
+        layout = before if steps == 3 else after
+        return job(tiny, tmp_path, f"{ranks}-{before}-{after}", layout, micro=4, steps=steps, **common)
+
+    one = [(1, "zero1", "zero1"), (1, "zero3", "zero1"), (1, "zero1-bf16", "zero3-bf16")]
+    two = [(2, "zero1", "fp32"), (2, "zero3", "zero3"), (2, "zero1", "zero3"), (2, "zero3-bf16", "zero2-bf16-offload")]
+    for move in one:
+        run_here(half(*move, steps=3))
+    dropout = [
+        job(tiny, tmp_path, name, "zero3-bf16", micro=4, steps=steps, schedule="constant")
+        for name, steps in (("cut", 3), ("cut", 6), ("straight", 6))
+    ]
+    run_ranks([half(*move, steps=3) for move in two] + [half(*move, steps=6) for move in one] + dropout, 2, tmp_path)
+    same_end(tmp_path / "straight", tmp_path / "cut", 6)
+    for move in two:
+        run_here(half(*move, steps=6))
+    for layout in ("fp32", "zero1-bf16"):
+        run_here(job(tiny, tmp_path, f"straight-{layout}", layout, steps=6, **common))
+    for ranks, before, after in one + two:
+        name = f"{ranks}-{before}-{after}"
+        rough = "bf16" in after
+        straight = tmp_path / ("straight-zero1-bf16" if rough else "straight-fp32")
+        lines, expected = metrics(tmp_path / name), metrics(straight)
+        assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+        assert [line["lr"] for line in lines] == [line["lr"] for line in expected]
+        for key in ("loss", "loss_tlm", "loss_moco", "grad_norm"):
+            found = [line[key] for line in lines]
+            assert found == pytest.approx([line[key] for line in expected], rel=2e-2 if rough else 1e-4), (name, key)
+        for file in ("query", "momentum", "exp_avg"):
+            if not rough:
+                mine, theirs = tensors(tmp_path / name, 6, file), tensors(straight, 6, file)
+                assert largest_difference(mine, theirs) < 1e-5, (name, file)
 
 
 def test_a_signal_stops_all_ranks_after_a_step_saved_and_a_later_call_goes_on(tiny, tmp_path):
@@ -126,29 +183,3 @@ def test_another_setting_that_matters_is_an_error_that_names_it(tiny, tmp_path, 
 def test_more_steps_are_said_and_allowed(tiny, tmp_path, finished):
     plan = make_plan(Settings(**job(tiny, tmp_path, "run", steps=7)), 1)
     assert any("planned for 2 steps, now for 7" in warning for warning in plan.warnings)
-
-
-def test_a_truncated_file_is_an_error_that_names_it(tiny, tmp_path, finished):
-    file = finished / "checkpoints" / "step-00000002" / "query.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"query\.safetensors: cannot be read"):
-        read_tensors(file.parent, "query")
-
-
-def test_a_save_that_dies_leaves_the_one_before_it(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path)
-    content = {"query": {"w": torch.arange(4.0)}}
-    checkpoints.save(1, {"step": 1}, content)
-
-    def die(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("ppa_fast.training.checkpoint.save_file", die)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoints.save(2, {"step": 2}, content)
-    monkeypatch.undo()
-    assert checkpoints.named("latest") == checkpoints.path(1)
-    assert not checkpoints.path(2).exists()
-    checkpoints.save(3, {"step": 3}, content)
-    checkpoints.prune(1)
-    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["latest", "step-00000003"]

@@ -1,0 +1,51 @@
+"""Script of test_no_sync: ``python no_sync.py JOB.json`` runs steps in which waiting for the device is an error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from ppa_fast.settings import Settings
+from ppa_fast.training import distributed
+from ppa_fast.training.loop import Trainer
+from ppa_fast.training.plan import make_plan
+
+
+@contextmanager
+def waiting(mode: str) -> Iterator[None]:
+    """``mode``: "error" or "default". The debug mode does not know of ``torch.cuda.synchronize``."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    synchronize = mock.Mock(side_effect=AssertionError("synchronize")) if mode == "error" else torch.cuda.synchronize
+    with mock.patch("torch.cuda.synchronize", synchronize):
+        yield
+    torch.cuda.set_sync_debug_mode(before)
+
+
+def main(job: dict) -> None:
+    device = distributed.start()
+    assert device.type == "cuda", device
+    trainer = Trainer(make_plan(Settings(**job), 1), device)
+    synchronize, optimizer_step = torch.cuda.synchronize, trainer.masters.step
+
+    def step(lr: float) -> tuple[bool, float]:
+        with waiting("default"), mock.patch("torch.cuda.synchronize", synchronize):
+            return optimizer_step(lr)  # DeepSpeed reads the norm
+
+    trainer.masters.step = step  # type: ignore[method-assign]
+    trainer.train_step().read()  # kernels, libraries and buffers come with the first
+    for _ in range(3):
+        with waiting("error"):
+            figures = trainer.train_step()
+        assert figures.read()["applied"]
+    trainer.close()
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -1,0 +1,178 @@
+"""A rank that is lost or fails is the end of the others: soon, with a status other than 0, and a line that says why."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ppa_fast.training import distributed
+from ppa_fast.training.watch import LastWords, Watch, watched
+from tests.conftest import write_config
+from tests.training.attempts import attempt
+from tests.training.harness import metrics
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 60.0  # seconds for a whole attempt: its start, some steps and its end
+
+# Faults by rank; what each rank ends with: a status, and a pattern of its one line of error, if it says one.
+LOST = r"^error: rank {} on \S+ was lost without a word: killed, .*; rank {} ends with it$"
+RAISED = r"^error: rank 1 on \S+ failed: RuntimeError: no such luck; rank {} ends with it$"
+ENDS = {
+    "rank 1 of 2 is killed": ([None, ("killed", 5)], [(1, LOST.format(1, 0)), (-9, None)]),
+    "rank 0 of 2 is killed": ([("killed", 5), None], [(-9, None), (1, LOST.format(0, 1))]),
+    "rank 2 of 3 is killed": (
+        [None, None, ("killed", 4)],
+        [(1, LOST.format(2, 0)), (1, LOST.format(2, 1)), (-9, None)],
+    ),
+    "rank 0 of 3 is killed": (
+        [("killed", 4), None, None],
+        [(-9, None), (1, LOST.format(0, 1)), (1, LOST.format(0, 2))],
+    ),
+    "rank 1 crashes": ([None, ("crashes", 3)], [(1, LOST.format(1, 0)), (-signal.SIGSEGV, None)]),
+    "rank 1 raises": ([None, ("raises", 3), None], [(1, RAISED.format(0)), (1, None), (1, RAISED.format(2))]),
+    "rank 1 raises, the others hang": (
+        [("waits", 3), ("raises", 3), ("waits", 3)],
+        [(1, RAISED.format(0)), (1, None), (1, RAISED.format(2))],
+    ),
+    "rank 1 is killed, rank 0 hangs": ([("waits", 3), ("killed", 3)], [(1, LOST.format(1, 0)), (-9, None)]),
+    "bad input in rank 1": (
+        [None, ("bad_input", 3), None],
+        [(2, r"^error: data: row 7: not a row \(rank 1 on \S+\)$"), (2, None), (2, None)],
+    ),
+    "bad input in rank 0": ([("bad_input", 3), None], [(2, "^error: data: row 7: not a row$"), (2, None)]),
+    "rank 1 is stopped for 8 s": ([None, ("stopped", 8)], [(0, None), (0, None)]),
+    "rank 0 is stopped for 8 s": ([("stopped", 8), None], [(0, None), (0, None)]),
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("watch")
+    attempts = []
+    for name, (faults, _) in ENDS.items():
+        config = write_config(folder / f"ds-{len(faults)}.json", 12, 12 // len(faults))
+        job = {"model": str(tiny.model), "data": str(tiny.store), "deepspeed_config": str(config), "steps": 6}
+        job |= {"queue_size": 40, "output": str(folder / name.replace(" ", "-"))}
+        attempts.append({"job": job, "world": len(faults), "faults": faults})
+    return dict(zip(ENDS, attempt(attempts, folder / "attempts"), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENDS)
+def test_every_rank_ends_and_says_why(ended, name):
+    result, (_, ends) = ended[name], ENDS[name]
+    assert result["statuses"] == [status for status, _ in ends], result["errors"]
+    for (_, pattern), errors in zip(ends, result["errors"], strict=True):
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert len(lines) == (pattern is not None), errors
+        if pattern is not None:
+            assert re.search(pattern, lines[0])
+            assert "Traceback" not in errors  # of a collective, say, that is not to blame
+    assert result["seconds"] < LIMIT
+
+
+@pytest.mark.slow
+def test_the_rank_that_failed_shows_its_traceback(ended):
+    assert "RuntimeError: no such luck" in ended["rank 1 raises"]["errors"][1]
+
+
+@pytest.mark.slow
+def test_under_the_launcher_too(tiny, tmp_path):
+    """And a second run under it finds nothing in its way; neither leaves shared memory behind."""
+    config = write_config(tmp_path / "ds.json", 16, 4)
+    deepspeed = Path(sys.executable).parent / "deepspeed"
+    shared = set(os.listdir("/dev/shm"))
+
+    def command(steps: int) -> list[str]:
+        port = distributed.free_port()
+        start = [deepspeed, "--num_gpus", "2", "--master_port", port, ROOT / "ppa_fast" / "train.py"]
+        flags = ["--model", tiny.model, "--data", tiny.store, "--output", tmp_path / "run", "--queue-size", 16]
+        return [*map(str, [*start, *flags, "--deepspeed_config", config, "--steps", steps, "--log-every", 1])]
+
+    log = tmp_path / "run" / "metrics.jsonl"
+    with subprocess.Popen(command(100_000), stderr=subprocess.PIPE, text=True) as launcher:
+        while not (log.exists() and log.read_text().count("\n") >= 3):
+            assert launcher.poll() is None
+            os.sched_yield()
+        os.kill(_rank_process(str(tmp_path / "run"), 1), signal.SIGKILL)
+        _, errors = launcher.communicate(timeout=LIMIT)
+    assert launcher.returncode != 0
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert re.search(LOST.format(1, 0), line)
+    assert "Traceback" not in errors
+    again = subprocess.run(command(2), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert [(line["step"], line["world_size"]) for line in metrics(tmp_path / "run")] == [(1, 2), (2, 2)]
+    assert set(os.listdir("/dev/shm")) <= shared
+
+
+def _rank_process(run: str, rank: int) -> int:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            environment = (folder / "environ").read_bytes().decode().split("\0")
+        except OSError:  # gone since
+            continue
+        if run in words and f"RANK={rank}" in environment and "--local_rank" in " ".join(words):
+            return int(folder.name)
+    raise AssertionError("no such process")
+
+
+# One process.
+
+
+def test_one_rank_has_no_watch(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(Watch, "__init__", lambda self: pytest.fail("a watch was made"))
+    before = threading.active_count()
+    with watched():
+        assert threading.active_count() == before
+
+
+def test_last_words():
+    words = LastWords(3, "node-7", 1, "RuntimeError: a\nb")
+    sent = words.encode()
+    assert sent.count(b"\n") == 1  # a message is a line
+    assert str(LastWords(3, "node-7", 2, "data: no such store")) == "data: no such store (rank 3 on node-7)"
+    assert str(words).startswith("rank 3 on node-7 failed: RuntimeError: a")
+
+
+def test_a_stranger_at_the_door_is_not_taken_for_a_rank(monkeypatch):
+    """Who connects without the run's token, or says nothing of use, is sent away; the ranks still get in."""
+    from ppa_fast.training import watch
+
+    class Store(dict):
+        set = dict.__setitem__
+        delete_key = dict.__delitem__
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(watch, "CONNECT_SECONDS", 10.0)
+    store, met = Store(), threading.Event()
+    monkeypatch.setattr(Store, "set", lambda self, key, value: (dict.__setitem__(self, key, value), met.set()))
+    monkeypatch.setattr(watch.dist, "rendezvous", lambda url: iter([(store, 0, 2)]))
+    first = Watch()
+    opened = threading.Thread(target=first.connect)
+    opened.start()
+    met.wait(10)
+    port, token, _ = watch.json.loads(store[watch.KEY])
+    strangers = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(3)]
+    strangers[0].sendall(b"GET / HTTP/1.1\r\n")
+    strangers[1].sendall(b'["guess", 1, "there"]\n')
+    strangers[2].close()
+    with socket.create_connection(("127.0.0.1", port), 10) as rank:
+        rank.sendall(watch.json.dumps([token, 1, "here"]).encode() + b"\n")
+        opened.join(10)
+        assert not opened.is_alive()
+        assert [strangers[i].recv(1) for i in range(2)] == [b"", b""]
+        assert not store  # nothing of this run is in a later one's way
+        first.leave()
+        assert LastWords(*watch.json.loads(rank.recv(1000))).status == 0
