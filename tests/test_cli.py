@@ -24,6 +24,9 @@ VERBS = [
     ["prepare"],
     ["evaluate"],
     ["evaluate", "retrieval"],
+    ["evaluate", "qa"],
+    ["evaluate", "nli"],
+    ["evaluate", "classify"],
     ["export"],
     ["doctor"],
 ]
@@ -81,6 +84,9 @@ def test_version_is_in_one_place(capsys):
         ["align"],
         ["evaluate"],
         ["evaluate", "xnli"],
+        ["evaluate", "qa", "--gold", "g.json"],
+        ["evaluate", "nli", "--gold", "g.tsv", "--predictions", "p.txt", "--model", "m"],
+        ["evaluate", "qa", "--gold", "g.json", "--predictions", "p.json", "--metric", "rouge"],
         ["sample", "--out", "x"],
         ["sample", "--out", "x", "--pairs", "many"],
         ["prepare", "--pairs", "en-de:a,b"],
@@ -146,6 +152,12 @@ def here(tiny, tmp_path, monkeypatch):
         ("evaluate retrieval --model MODEL --pairs en-de:en,de --layer -1", "layer"),
         ("evaluate retrieval --model MODEL --pairs en-de:en,de --json no/such/scores.json", "--json no/such"),
         ("evaluate retrieval --model MODEL --pairs en-de:en,de --json full", "--json full"),
+        ("evaluate qa --gold absent.json --predictions en --language zh", "absent.json"),
+        ("evaluate qa --gold en --predictions de --language zh", "en:1: not JSON"),
+        ("evaluate qa --gold en --predictions de", "--gold en: expected LANG:FILE"),
+        ("evaluate qa --gold en --predictions de --language zh --json full", "--json full"),
+        ("evaluate nli --gold en --predictions de", "en:1: expected JSON lines or a header"),
+        ("evaluate classify --gold en:absent --model MODEL", "--gold en:absent: absent: no such file"),
         ("export absent --out new", "absent"),
         ("export full --out new", "full: not a run folder"),
     ],
@@ -166,6 +178,25 @@ def test_evaluate_writes_the_scores(tiny, here, capsys):
     assert scores["pairs"]["en-de"]["n"] == 2
     assert 0 <= scores["mean"] <= 1
     assert "en-de" in capsys.readouterr().out
+
+
+def test_predictions_in_files_are_scored_without_torch(here):
+    questions = [{"id": "1", "answers": [{"text": "北京 大学"}]}]
+    (here / "gold.json").write_text(json.dumps({"data": [{"paragraphs": [{"qas": questions}]}]}))
+    (here / "answers.json").write_text(json.dumps({"1": "北京大学。"}))
+    command = ["evaluate", "qa", "--gold", "gold.json", "--predictions", "answers.json", "--language", "zh"]
+    command += ["--json", "scores.json"]
+    script = f"import sys\nfrom ppa_fast import cli\nassert cli.main({command}) == 0\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], cwd=here, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].split() == ["zh", "100.0", "100.0", "1"]
+    scores = json.loads((here / "scores.json").read_text())
+    assert (scores["exact_match"], scores["f1"]) == (100.0, 100.0)
+
+    (here / "gold.tsv").write_text("premise\thypo\tlabel\na\tb\tneutral\nc\td\tentailment\n")
+    (here / "labels.txt").write_text("neutral\nneutral\n")
+    assert cli.main(["evaluate", "nli", "--gold", "gold.tsv", "--predictions", "labels.txt", "--json", "n.json"]) == 0
+    assert json.loads((here / "n.json").read_text())["accuracy"] == 0.5
 
 
 # The functions behind it.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ppa_fast import __version__
-from ppa_fast.errors import UserError
+from ppa_fast.cli import evaluate, finetune
+from ppa_fast.cli.verb import PAIRS_HELP, add_verb
+from ppa_fast.errors import UserError, input_error
 
 BAD_INPUT = 2  # exit status of a UserError, as of a wrong command line
 
@@ -49,6 +50,30 @@ def _init(arguments: argparse.Namespace) -> None:
     print(f"model in {arguments.out}")
 
 
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from ppa_fast.finetune.pretrain import pretrain
+
+    pretrain(
+        arguments.model,
+        arguments.files,
+        arguments.out,
+        steps=arguments.steps,
+        epochs=arguments.epochs,
+        batch=arguments.batch,
+        learning_rate=arguments.learning_rate,
+        max_tokens=arguments.max_tokens,
+        seed=arguments.seed,
+        max_rejected=arguments.max_rejected,
+    )
+    print(f"model in {arguments.out}")
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    from ppa_fast.ablation.runner import ablate
+
+    ablate(arguments.plan, arguments.out, arguments.seeds, arguments.only, arguments.dry_run)
+
+
 def _prepare(arguments: argparse.Namespace) -> None:
     from ppa_fast.data.prepare import prepare
 
@@ -60,20 +85,6 @@ def _prepare(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         max_rejected=arguments.max_rejected,
     )
-
-
-def _evaluate_retrieval(arguments: argparse.Namespace) -> None:
-    from ppa_fast.evaluation import evaluate
-    from ppa_fast.evaluation.retrieval import format_table
-
-    if arguments.json and (Path(arguments.json).is_dir() or not Path(arguments.json).parent.is_dir()):
-        raise UserError(f"--json {arguments.json}: expected a file in a folder that exists")
-    result = evaluate(
-        "retrieval", model=arguments.model, pairs=arguments.pairs, pooling=arguments.pooling, layer=arguments.layer
-    )
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(format_table(result))
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -89,24 +100,6 @@ def _doctor(arguments: argparse.Namespace) -> None:
     doctor.main()
 
 
-def _verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    text: str,
-    example: str,
-    work: Callable[[argparse.Namespace], None],
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(work=work)
-    return parser
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``ppa-fast``."""
     parser = argparse.ArgumentParser(
@@ -114,9 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ppa-fast {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    pairs_help = "en-de:FILE.en,FILE.de (line-parallel) or en-fr:FILE.tsv (two columns); .gz too; repeatable"
 
-    p = _verb(
+    p = add_verb(
         verbs,
         "sample",
         "write the built-in parallel corpus (generated sentences)",
@@ -129,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="equal seeds give equal bytes (default 0)")
     p.add_argument("--languages", nargs="+", metavar="LANG", help="besides English (default: all there are)")
 
-    p = _verb(
+    p = add_verb(
         verbs,
         "tokenizer",
         "train a WordPiece tokenizer (mBERT's kind) on text files",
@@ -141,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--vocab-size", type=int, default=8000, metavar="N", help="(default 8000)")
     p.add_argument("--lowercase", action="store_true", help="uncased: lower-case and strip accents")
 
-    p = _verb(
+    p = add_verb(
         verbs,
         "init",
         "make a randomly initialised BERT or XLM-R for a tokenizer",
@@ -157,14 +149,32 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--intermediate", type=int, metavar="N", help="(default 4 × hidden)")
     p.add_argument("--dropout", type=float, default=0.1, help="(default 0.1)")
 
-    p = _verb(
+    p = add_verb(
+        verbs,
+        "pretrain",
+        "train an encoder with its MLM head on plain text (small encoders, from random weights)",
+        "ppa-fast pretrain --model model --files text.en text.de --steps 5000 --out pretrained",
+        _pretrain,
+    )
+    p.add_argument("--model", required=True, help="name or folder, such as ppa-fast init makes")
+    p.add_argument("--files", required=True, nargs="+", action="extend", metavar="FILE", help="UTF-8 text, .gz too")
+    p.add_argument("--out", required=True, help="new folder; the same command goes on after a kill")
+    p.add_argument("--steps", type=int, metavar="N", help="length of the run; give this or --epochs")
+    p.add_argument("--epochs", type=float, metavar="X", help="(default 1 where --steps is not given)")
+    p.add_argument("--batch", type=int, default=64, metavar="N", help="lines a step (default 64)")
+    p.add_argument("--learning-rate", type=float, default=5e-4, metavar="X", help="peak (default 5e-4)")
+    p.add_argument("--max-tokens", type=int, default=126, metavar="N", help="of a line, without specials (default 126)")
+    p.add_argument("--seed", type=int, default=0, help="of the order, the masks and dropout (default 0)")
+    p.add_argument("--max-rejected", type=float, default=0.05, metavar="SHARE", help="(default 0.05)")
+
+    p = add_verb(
         verbs,
         "prepare",
         "turn parallel text into a token store",
         "ppa-fast prepare --pairs en-de:train.en,train.de --tokenizer bert-base-multilingual-cased --out store",
         _prepare,
     )
-    p.add_argument("--pairs", required=True, nargs="+", action="extend", metavar="SPEC", help=pairs_help)
+    p.add_argument("--pairs", required=True, nargs="+", action="extend", metavar="SPEC", help=PAIRS_HELP)
     p.add_argument("--tokenizer", required=True, help="name or folder of a fast tokenizer, the model's own")
     p.add_argument("--out", required=True, help="new folder, or what a killed prepare left")
     p.add_argument(
@@ -173,23 +183,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=int, metavar="N", help="encoding threads (default: one a core)")
     p.add_argument("--max-rejected", type=float, default=0.05, metavar="SHARE", help="(default 0.05)")
 
-    evaluations = verbs.add_parser("evaluate", help="score an encoder").add_subparsers(
-        title="tasks", metavar="TASK", required=True
-    )
-    p = _verb(
-        evaluations,
-        "retrieval",
-        "find each sentence's translation by cosine among all sentences of the other side",
-        "ppa-fast evaluate retrieval --model DIR --pairs en-de:dev.en,dev.de --json scores.json",
-        _evaluate_retrieval,
-    )
-    p.add_argument("--model", required=True, help="name or folder of a Hugging Face encoder")
-    p.add_argument("--pairs", required=True, nargs="+", action="extend", metavar="SPEC", help=pairs_help)
-    p.add_argument("--pooling", choices=("cls", "mean"), help="(default: what the folder states, else mean)")
-    p.add_argument("--layer", type=int, metavar="N", help="layer to take, 0 the embeddings (default: the last)")
-    p.add_argument("--json", metavar="FILE", help="write the scores, shares between 0 and 1")
+    evaluate.add_verbs(verbs)
+    finetune.add_verbs(verbs)
 
-    p = _verb(
+    p = add_verb(
         verbs,
         "export",
         "turn a run into a Hugging Face folder that sentence-transformers loads too",
@@ -200,7 +197,20 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="new folder")
     p.add_argument("--checkpoint", metavar="NAME", help="best, latest or step-… (default: best if any)")
 
-    _verb(verbs, "doctor", "tell what is installed and built, and what runs where", "ppa-fast doctor", _doctor)
+    p = add_verb(
+        verbs,
+        "ablate",
+        "run the ablation of a plan: alignment with and without its parts, then tasks, over seeds",
+        "ppa-fast ablate benchmarks/plans/small.yaml --out runs/ablation/small",
+        _ablate,
+    )
+    p.add_argument("plan", metavar="PLAN", help="YAML file, see benchmarks/plans/")
+    p.add_argument("--out", required=True, help="folder; the same command goes on where it was cut")
+    p.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N - 1 (default: the plan's)")
+    p.add_argument("--only", nargs="+", metavar="ROW", help="these rows (default: the plan's)")
+    p.add_argument("--dry-run", action="store_true", help="check the plan and print the commands")
+
+    add_verb(verbs, "doctor", "tell what is installed and built, and what runs where", "ppa-fast doctor", _doctor)
     return parser
 
 
@@ -208,16 +218,14 @@ def _guarded(work: Callable[[], object], rank: int = 0) -> int:
     """Runs ``work``; a UserError becomes one line on stderr (of rank 0) and the exit status of bad input."""
     try:
         work()
-    except UserError as error:
-        if rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
     except BrokenPipeError:  # the reader of our output (head, say) has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if not error.filename:
+    except (UserError, OSError) as error:
+        message = input_error(error)
+        if message is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)  # no permission, a full disk
+        if rank == 0:
+            print(f"error: {message}", file=sys.stderr)
         return BAD_INPUT
     return 0
 
@@ -225,7 +233,7 @@ def _guarded(work: Callable[[], object], rank: int = 0) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of the ``ppa-fast`` command; returns the exit status."""
     arguments = build_parser().parse_args(argv)
-    return _guarded(lambda: arguments.work(arguments))
+    return _guarded(lambda: arguments.work(arguments), rank=int(os.environ.get("RANK", "0")))
 
 
 def main_train(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""The ablation: alignment with and without its parts, then tasks, over seeds."""

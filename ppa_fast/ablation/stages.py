@@ -1,0 +1,118 @@
+"""A plan as command lines, in the order in which they run: what a user would type."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppa_fast.ablation.plan import ROWS, Evaluation, Options, Plan, Pretraining
+
+TRAIN = Path(os.path.relpath(Path(__file__).resolve().parent.parent / "train.py"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command and the file or folder that it makes. ``resumes``: started again, it goes on from what is there."""
+
+    name: str
+    words: tuple[str, ...]
+    out: Path
+    resumes: bool = False
+
+    @property
+    def command(self) -> str:
+        """The line that a user would type."""
+        return shlex.join(self.words)
+
+
+def _stage(name: str, out: Path, command: str, *words: object, resumes: bool = False) -> Stage:
+    return Stage(name, (*command.split(), *map(str, words)), out, resumes)
+
+
+def _flags(options: Options) -> list[str]:
+    """``--name=value`` of each option; ``--name`` or ``--no-name`` of a switch."""
+    flags: list[str] = []
+    for name, value in options.items():
+        dashed = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{dashed}" if value else f"--no-{dashed}")
+        elif isinstance(value, list):
+            flags += [f"--{dashed}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{dashed}={value}")
+    return flags
+
+
+def result_file(out: Path, seed: int, row: str, evaluation: Evaluation) -> Path:
+    """Where the scores of a row are."""
+    path = out / f"seed-{seed}" / row / evaluation.name
+    if evaluation.task == "retrieval":
+        return path.with_name(f"{evaluation.name}.json")
+    return path / f"seed-{seed}" / "result.json"
+
+
+def evaluated(row: str, evaluation: Evaluation) -> bool:
+    """Retrieval is scored before fine-tuning: a row that shares another's encoder has none of its own."""
+    return evaluation.task != "retrieval" or ROWS[row].encoder == row
+
+
+def _evaluate(evaluation: Evaluation, row: str, seed: int, model: str | Path, out: Path) -> Stage:
+    name = f"seed-{seed}/{row}/{evaluation.name}"
+    flags = _flags(evaluation.options)
+    file = result_file(out, seed, row, evaluation)
+    if evaluation.task == "retrieval":
+        how: tuple[object, ...] = ("--model", model, *flags, "--json", file, "--pairs", *evaluation.pairs)
+        return _stage(name, file, "ppa-fast evaluate retrieval", *how)
+    folder = out / name
+    dev = ("--dev", *evaluation.dev) if evaluation.dev else ()
+    switch = evaluation.code_switch if ROWS[row].switched else 0
+    # English is all that an unswitched row reads; the other files are given so that it leaves out the same examples.
+    how = ("--model", model, "--out", folder, "--first-seed", seed, "--code-switch", switch, *flags)
+    files = ("--train", *evaluation.train, *dev, "--test", *evaluation.test)
+    return _stage(name, folder, f"ppa-fast finetune {evaluation.task}", *how, *files, resumes=True)
+
+
+def seed_stages(plan: Plan, rows: tuple[str, ...], seed: int, out: Path) -> Iterator[Stage]:
+    """The stages of a seed in order. Those without a seed in their name serve every seed."""
+    base, alignment = plan.base, plan.alignment
+    if isinstance(base, Pretraining):
+        tokenizer, weights, model = out / "tokenizer", out / f"seed-{seed}/init", out / f"seed-{seed}/base"
+        yield _stage(
+            "tokenizer",
+            tokenizer,
+            "ppa-fast tokenizer --out",
+            tokenizer,
+            *_flags(base.tokenizer),
+            "--files",
+            *base.files,
+        )
+        how = ("--tokenizer", tokenizer, *_flags(base.init), "--seed", seed, "--out", weights)
+        yield _stage(f"seed-{seed}/init", weights, "ppa-fast init", *how)
+        how = ("--model", weights, *_flags(base.pretrain), "--seed", seed, "--out", model, "--files", *base.files)
+        yield _stage(f"seed-{seed}/base", model, "ppa-fast pretrain", *how)
+        encoders: dict[str, str | Path] = {"none": model}
+    else:
+        tokenizer = Path(base)
+        encoders = {"none": base}
+
+    aligned = [name for name in dict.fromkeys(ROWS[row].encoder for row in rows) if name not in encoders]
+    store = Path(alignment.store) if alignment.store else out / "store"
+    if aligned and not alignment.store:
+        how = ("--tokenizer", tokenizer, *_flags(alignment.prepare), "--out", store, "--pairs", *alignment.pairs)
+        yield _stage("store", store, "ppa-fast prepare", *how)
+    for name in aligned:
+        run, encoders[name] = out / f"seed-{seed}/{name}/run", out / f"seed-{seed}/{name}/model"
+        settings = {**alignment.settings, **(ROWS[name].objectives or {})}
+        how = ("--model", encoders["none"], "--data", store, "--output", run, f"--seed={seed}", *_flags(settings))
+        launch = shlex.join(alignment.launch)
+        yield _stage(f"seed-{seed}/{name}/run", run, launch, TRAIN, *how, resumes=True)
+        # The latest for every row: the best one would depend on what the run was evaluated on.
+        how = (run, "--checkpoint", "latest", "--out", encoders[name])
+        yield _stage(f"seed-{seed}/{name}/model", Path(encoders[name]), "ppa-fast export", *how)
+    for row in rows:
+        for evaluation in plan.evaluations:
+            if evaluated(row, evaluation):
+                yield _evaluate(evaluation, row, seed, encoders[ROWS[row].encoder], out)

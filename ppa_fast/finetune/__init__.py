@@ -1,0 +1,1 @@
+"""Fine-tuning of encoders on tasks, with sentences switched between languages."""

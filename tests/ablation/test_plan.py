@@ -1,0 +1,157 @@
+"""Plans: what is read, what is refused and how the key is named; the command lines that come of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppa_fast.ablation.plan import ROWS, Pretraining, read_plan
+from ppa_fast.ablation.stages import seed_stages
+from ppa_fast.cli import build_parser
+from ppa_fast.errors import UserError
+from tests.ablation.plans import write_files, write_plan
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    return write_files(tmp_path / "data")
+
+
+def test_a_plan_is_read(values: dict[str, Any], tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
+    data = tmp_path / "data"
+    assert plan.seeds == 2
+    assert plan.rows == tuple(ROWS)
+    assert isinstance(plan.base, Pretraining)
+    assert plan.base.files == [f"{data}/text.en", f"{data}/text.de"]
+    assert plan.alignment.pairs == [f"en-de:{data}/text.en,{data}/text.de"]
+    assert plan.alignment.launch == ["python"]
+    tatoeba, topic, nli, _ = plan.evaluations
+    assert tatoeba.options == {"pooling": "mean"}  # the alignment's
+    assert topic.train == [f"en:{data}/topic.en.tsv", f"de:{data}/topic.de.tsv"]
+    assert topic.dev == [f"en:{data}/topic.en.tsv"]
+    assert (topic.code_switch, nli.code_switch) == (0.5, 0.25)
+
+
+def test_an_evaluation_has_languages_of_its_own(values: dict[str, Any], tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path / "plan.yaml", values, {"evaluations.xquad.languages": ["en"]}))
+    assert [len(evaluation.test) for evaluation in plan.evaluations] == [0, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 3}, "plan.yaml: seed: unknown; known here are seeds, rows, languages"),
+        ({"seeds": 0}, "plan.yaml: seeds: found 0, expected at least 1"),
+        ({"seeds": True}, "plan.yaml: seeds: found True, expected a whole number"),
+        ({"rows": ["ppa", "mocha"]}, "plan.yaml: rows: found 'mocha', expected, each once, some of none, tlm, moco"),
+        ({"rows": ["ppa", "ppa"]}, "rows: found 'ppa', expected, each once"),
+        ({"languages": None}, "plan.yaml: languages: found None, expected text or a list of texts"),
+        ({"languages": ["german!"]}, "plan.yaml: languages: found 'german!', expected BCP-47 codes"),
+        ({"base.model": "mbert"}, "plan.yaml: base.files: beside model; expected a ready model"),
+        ({"base.files": "absent.{}"}, "base.files: absent.en: no such file"),
+        ({"base.init.layer": 3}, "base.init.layer: unknown; known here are family, layers"),
+        ({"base.init.layers": "three"}, "base.init.layers: found 'three', expected a whole number"),
+        ({"base.pretrain.seed": 1}, "base.pretrain.seed: unknown"),
+        ({"alignment": None}, "plan.yaml: alignment.pairs: expected either pairs or store"),
+        ({"alignment.store": "store"}, "alignment.pairs: expected either pairs or store"),
+        ({"alignment.pairs": "en-{}:absent.{}"}, "alignment.pairs: --pairs en-de:absent.de: absent.de: no such file"),
+        ({"alignment.settings.moco": False}, "alignment.settings.moco: unknown"),
+        ({"alignment.settings.momentum": 2}, "alignment.settings: momentum: found 2.0, expected 0 to 1"),
+        ({"alignment.settings.deepspeed_config": None}, "alignment.settings: deepspeed_config: not given"),
+        ({"alignment.settings.deepspeed_config": "absent.json"}, "deepspeed_config: absent.json: no such file"),
+        ({"alignment.settings.moco_weight": 0}, "alignment.settings: tlm and moco: both objectives are off"),
+        ({"evaluations": None}, "plan.yaml: evaluations: found None, expected a mapping"),
+        ({"evaluations.topic.task": "topics"}, "evaluations.topic.task: found 'topics', expected one of retrieval"),
+        ({"evaluations.topic.epoch": 3}, "evaluations.topic.epoch: unknown; known here are task, languages, train"),
+        ({"evaluations.topic.metric": "squad"}, "evaluations.topic.metric: unknown"),
+        ({"evaluations.topic.epochs": 1.5}, "evaluations.topic.epochs: found 1.5, expected a whole number"),
+        ({"evaluations.topic.test": None}, "evaluations.topic.test: not given, expected text"),
+        ({"evaluations.topic.test": "absent.{}"}, "evaluations.topic.test: en:absent.en: absent.en: no such file"),
+        ({"evaluations.nli.code_switch": 0}, "evaluations.nli.code_switch: found 0, expected a share of more than 0"),
+        ({"evaluations.tatoeba.pooling": "max"}, "evaluations.tatoeba.pooling: found 'max', expected one of cls, mean"),
+        ({"evaluations.tatoeba.train": "x"}, "evaluations.tatoeba.train: unknown"),
+        ({"evaluations.a b": {"task": "nli"}}, "evaluations: found 'a b', expected a name of letters"),
+    ],
+)
+def test_a_bad_plan_names_the_key(
+    changes: dict[str, Any], message: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        read_plan(write_plan(tmp_path / "plan.yaml", values, changes))
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_no_plan_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- 1\n", encoding="utf-8")
+    (tmp_path / "broken.yaml").write_text("a: [1", encoding="utf-8")
+    for name, message in (("list", "expected a mapping"), ("broken", "not YAML"), ("absent", "No such file")):
+        with pytest.raises(UserError, match=message) as error:
+            read_plan(tmp_path / f"{name}.yaml")
+        assert f"{name}.yaml" in str(error.value)
+
+
+def test_every_stage_is_a_command_that_can_be_typed(values: dict[str, Any], tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
+    stages = list(seed_stages(plan, plan.rows, 1, tmp_path / "out"))
+    parser = build_parser()
+    for stage in stages:
+        if stage.words[0] == "ppa-fast":
+            parser.parse_args(stage.words[1:])  # exits where it cannot
+        else:
+            assert stage.words[:2] == ("python", stage.words[1])
+            assert Path(stage.words[1]).name == "train.py"
+    names = [stage.name for stage in stages]
+    assert len(set(names)) == len(names)
+    assert names[:4] == ["tokenizer", "seed-1/init", "seed-1/base", "store"]
+    # Four alignments, whose encoders five rows are made of; retrieval is scored on each encoder once.
+    assert [name for name in names if name.endswith("/run")] == [
+        f"seed-1/{row}/run" for row in ("tlm", "moco", "no-shuffling", "ppa")
+    ]
+    assert sum(name.endswith("tatoeba") for name in names) == 5
+    assert sum(name.endswith(("topic", "nli", "xquad")) for name in names) == 18
+
+
+def test_rows_differ_by_what_they_are_named_for_alone(values: dict[str, Any], tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
+    by_name = {stage.name: stage for stage in seed_stages(plan, plan.rows, 0, tmp_path)}
+    switches = {"tlm": {"--no-moco"}, "moco": {"--no-tlm"}, "no-shuffling": {"--no-input-shuffling"}}
+    ppa = {word.replace("/ppa/", "/ROW/") for word in by_name["seed-0/ppa/run"].words}
+    for row, flags in switches.items():
+        words = {word.replace(f"/{row}/", "/ROW/") for word in by_name[f"seed-0/{row}/run"].words}
+        assert words - ppa == flags
+        assert ppa <= words
+    plain, switched = (by_name[f"seed-0/{row}/nli"].words for row in ("ppa", "ppa-switched"))
+    assert [(a, b) for a, b in zip(plain, switched, strict=True) if a != b] == [
+        (f"{tmp_path}/seed-0/ppa/nli", f"{tmp_path}/seed-0/ppa-switched/nli"),
+        ("0", "0.25"),
+    ]
+
+
+def test_a_ready_model_and_store_need_no_base(values: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"base": {"model": "mbert"}, "alignment.pairs": None, "alignment.store": "store", "rows": ["none", "tlm"]}
+    plan = read_plan(write_plan(tmp_path / "plan.yaml", values, changes))
+    stages = list(seed_stages(plan, plan.rows, 0, tmp_path))
+    assert stages[0].name == "seed-0/tlm/run"
+    assert stages[0].words[2:6] == ("--model", "mbert", "--data", "store")
+
+
+@pytest.mark.parametrize("name", ["small", "paper"])
+def test_the_ready_plans_can_be_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With empty files in the places of their data."""
+    source = Path(__file__).resolve().parents[2] / "benchmarks" / "plans" / f"{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds_configs").symlink_to(source.parents[2] / "ds_configs")
+    while True:  # each error names the file that is not there
+        try:
+            plan = read_plan(source)
+            break
+        except UserError as error:
+            path = Path(str(error).removesuffix(": no such file").rsplit(": ", 1)[1])
+            assert not path.exists()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    assert plan.rows == tuple(ROWS)
+    assert {evaluation.task for evaluation in plan.evaluations} >= {"nli", "qa", "retrieval"}

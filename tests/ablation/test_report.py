@@ -1,0 +1,121 @@
+"""From the files of stages to the table: figures, marks, chance."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ppa_fast.ablation.picture import picture
+from ppa_fast.ablation.plan import Plan, read_plan
+from ppa_fast.ablation.report import collect, format_table
+from ppa_fast.ablation.stages import evaluated, result_file
+from tests.ablation.plans import write_files, write_plan
+
+LARGE = 400  # test rows: chance of two equal classes is 0.5, and 0.575 is three deviations above
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    values = write_files(tmp_path / "data")
+    rows = "".join(f"{i}\t{'ab'[i % 2]}\ttext\n" for i in range(LARGE))
+    (tmp_path / "data" / "topic.en.tsv").write_text(f"index_id\tcategory\ttext\n{rows}", encoding="utf-8")
+    plan = read_plan(write_plan(tmp_path / "plan.yaml", values, {"seeds": 3}))
+    return replace(plan, evaluations=plan.evaluations[:2])
+
+
+def write_scores(plan: Plan, out: Path, scores: Mapping[str, list[float]], english: float = 0.9) -> None:
+    """For each row the German scores of the seeds, as shares; retrieval has them as they are, the task as accuracy."""
+    for row, by_seed in scores.items():
+        for seed, value in enumerate(by_seed):
+            for evaluation in plan.evaluations:
+                path = result_file(out, seed, row, evaluation)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if evaluation.task == "retrieval":
+                    content = {"pairs": {"en-de": {"a_to_b": value, "b_to_a": 0.0, "n": 20}}}
+                else:
+                    content = {"seed": seed, "test": {"en": {"accuracy": english}, "de": {"accuracy": value}}}
+                if evaluated(row, evaluation):
+                    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_figures_and_differences_by_hand(plan: Plan, tmp_path: Path) -> None:
+    write_scores(plan, tmp_path, {"none": [0.10, 0.12, 0.14], "ppa": [0.60, 0.63, 0.63], "tlm": [0.09, 0.12, 0.18]})
+    results = collect(plan, tmp_path)
+    rows = results["evaluations"]["topic"]["rows"]
+    assert rows["none"]["others"]["mean"] == pytest.approx(12)
+    assert rows["none"]["others"]["sd"] == pytest.approx(2)
+    assert rows["none"]["english"]["seeds"] == pytest.approx([90, 90, 90])
+    assert "difference" not in rows["none"]["others"]
+    difference = rows["ppa"]["others"]["difference"]
+    assert difference["seeds"] == pytest.approx([50, 51, 49])
+    assert (difference["mean"], difference["sd"]) == (pytest.approx(50), pytest.approx(1))
+    assert difference["p"] < 0.001
+    assert rows["tlm"]["others"]["difference"]["seeds"] == pytest.approx([-1, 0, 4])
+
+    lines = format_table(results).splitlines()
+    assert lines[0] == "|  | tatoeba, accuracy en→xx | topic, en | topic, others |"
+    assert lines[2].split(" | ")[1:] == ["12.0 ± 2.0", "90.0 ± 0.0", "12.0 ± 2.0 |"]
+    by_title = {line.split(" | ")[0].strip("| "): line for line in lines[2:5]}
+    assert by_title["both (PPA)"].endswith("| 62.0 ± 1.7 (+50.0*) | 90.0 ± 0.0 (+0.0) | 62.0 ± 1.7 (+50.0*) |")
+    assert "(+1.0)" in by_title["TLM only"]  # t = 1 / (2.65 / √3) = 0.65: no mark
+    text = "\n".join(lines)
+    assert "paired t-test over seeds" in text
+    assert "6 comparisons" in text
+    assert "cannot give less than p = 0.25 with 3 seeds: 3 seeds are too few" in text
+
+
+def test_differences_are_of_the_seeds_that_both_rows_have(plan: Plan, tmp_path: Path) -> None:
+    write_scores(plan, tmp_path, {"none": [0.1, 0.2], "moco": [0.5, 0.5, 0.8]})
+    row = collect(plan, tmp_path)["evaluations"]["topic"]["rows"]["moco"]["others"]
+    assert len(row["seeds"]) == 3
+    assert row["difference"]["seeds"] == pytest.approx([40, 30])
+
+
+def test_retrieval_of_the_switched_row_is_not_its_own(plan: Plan, tmp_path: Path) -> None:
+    write_scores(plan, tmp_path, {"none": [0.1], "ppa": [0.5], "ppa-switched": [0.6]})
+    results = collect(plan, tmp_path)
+    assert list(results["evaluations"]["tatoeba"]["rows"]) == ["none", "ppa"]
+    table = format_table(results)
+    assert "| PPA + code-switching | – | 90.0 (+0.0) | 60.0 (+50.0) |" in table
+    assert "Of one seed, in %." in table
+    assert "one seed gives nothing to test it by" in table
+    assert "*:" not in table
+
+
+@pytest.mark.parametrize(("english", "measurable"), [(0.574, False), (0.576, True)])
+def test_a_task_at_chance_is_not_measurable(english: float, measurable: bool, plan: Plan, tmp_path: Path) -> None:
+    write_scores(plan, tmp_path, {"none": [0.5, 0.5], "ppa": [0.9, 0.9]}, english)
+    results = collect(plan, tmp_path)
+    found = results["evaluations"]["topic"]
+    assert found["measurable"] is measurable
+    assert (found["chance"], found["needed"], found["n"]) == (50.0, pytest.approx(57.5), LARGE)
+    table = format_table(results)
+    assert ("topic, en" in table) is measurable
+    assert ("**topic: not measurable at this size.**" in table) is not measurable
+    assert ("topic: not measurable at this size" in picture(results)) is not measurable
+
+
+def test_english_may_be_either_side_of_a_retrieval_pair(plan: Plan, tmp_path: Path) -> None:
+    path = result_file(tmp_path, 0, "none", plan.evaluations[0])
+    path.parent.mkdir(parents=True)
+    pairs = {"en-de": {"a_to_b": 0.2, "b_to_a": 0.3}, "fr-en": {"a_to_b": 0.4, "b_to_a": 0.6}}
+    path.write_text(json.dumps({"pairs": pairs}), encoding="utf-8")
+    row = collect(plan, tmp_path)["evaluations"]["tatoeba"]["rows"]["none"]
+    assert {code: score["mean"] for code, score in row["languages"].items()} == pytest.approx({"de": 20, "fr": 60})
+    assert row["others"]["mean"] == pytest.approx(40)
+    assert "english" not in row
+
+
+def test_the_picture_is_svg_with_a_bar_for_each_figure(plan: Plan, tmp_path: Path) -> None:
+    write_scores(plan, tmp_path, {"none": [0.1, 0.2, 0.3], "ppa": [0.5, 0.6, 0.7], "ppa-switched": [0.5, 0.6, 0.7]})
+    root = ET.fromstring(picture(collect(plan, tmp_path)))
+    bars = [e for e in root.iter("{http://www.w3.org/2000/svg}rect") if e.get("height") == "11"]
+    assert len(bars) == 2 + 3 * 2  # retrieval of two encoders; English and German of three rows
+    widths = [float(bar.attrib["width"]) for bar in bars]
+    assert widths[0] / widths[1] == pytest.approx(0.2 / 0.6, rel=0.01)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 3 * len(bars)

@@ -1,0 +1,160 @@
+"""Stages: each once, in order, again after a kill; nothing is taken for done that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ppa_fast.ablation.runner import JOURNAL, Journal, ablate, run_stages
+from ppa_fast.ablation.stages import Stage
+from ppa_fast.errors import UserError
+from ppa_fast.training.checkpoint import KEYS
+from tests.ablation.plans import write_files, write_plan
+
+WRITE = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=True); (p / sys.argv[2]).touch()"
+
+
+def fake(name: str, out: Path, code: str, *words: str, resumes: bool = False) -> Stage:
+    return Stage(name, ("python", "-c", code, *words), out / name, resumes)
+
+
+def write(name: str, out: Path, file: str = "done", resumes: bool = False) -> Stage:
+    return fake(name, out, WRITE, str(out / name), file, resumes=resumes)
+
+
+def test_stages_run_once_and_in_order(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    append = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
+    stages = [fake(name, tmp_path / "out", append, str(log), name) for name in "abc"]
+    run_stages(stages[:2], tmp_path / "out")
+    run_stages(stages, tmp_path / "out")
+    assert log.read_text() == "abc"
+    journal = json.loads((tmp_path / "out" / JOURNAL).read_text())
+    assert {name: entry["command"] for name, entry in journal.items()} == {s.name: s.command for s in stages}
+    assert f"$ {stages[2].command}" in capfd.readouterr().out
+
+
+def test_a_failure_stops_and_is_tried_again(tmp_path: Path) -> None:
+    fail = "import sys, pathlib; sys.exit(0 if pathlib.Path(sys.argv[1]).exists() else 3)"
+    stages = [fake("a", tmp_path, fail, str(tmp_path / "ready")), write("b", tmp_path)]
+    with pytest.raises(UserError, match="a: the command above ended with exit status 3"):
+        run_stages(stages, tmp_path)
+    assert not (tmp_path / "b").exists()
+    (tmp_path / "ready").touch()
+    run_stages(stages, tmp_path)
+    assert (tmp_path / "b" / "done").exists()
+
+
+def test_what_a_cut_off_stage_left_is_removed_unless_it_goes_on_by_itself(tmp_path: Path) -> None:
+    for name, resumes in (("fresh", False), ("resumed", True)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+        run_stages([write(name, tmp_path, resumes=resumes)], tmp_path)
+    assert [path.name for path in (tmp_path / "fresh").iterdir()] == ["done"]
+    assert sorted(path.name for path in (tmp_path / "resumed").iterdir()) == ["done", "half"]
+
+
+def test_a_stage_done_by_another_command_is_an_error_before_anything_runs(tmp_path: Path) -> None:
+    run_stages([write("b", tmp_path)], tmp_path)
+    with pytest.raises(UserError, match=r"stages.json: b was made by another command"):
+        run_stages([write("a", tmp_path), write("b", tmp_path, "other")], tmp_path)
+    assert not (tmp_path / "a").exists()
+
+
+def test_training_stopped_by_a_signal_is_not_done(tmp_path: Path) -> None:
+    """It saves and ends with status 0, here at step 3 of 5."""
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000003"
+    checkpoint.mkdir(parents=True)
+    state = dict.fromkeys(KEYS, 3)
+    (checkpoint / "state.json").write_text(json.dumps(state | {"steps": 5}))
+    (checkpoint.parent / "latest").write_text(checkpoint.name)
+    stage = write("run", tmp_path, resumes=True)
+    with pytest.raises(UserError, match="run: stopped at step 3 of 5"):
+        run_stages([stage], tmp_path)
+    assert not Journal(tmp_path).has(stage)
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    run_stages([stage], tmp_path)
+    assert Journal(tmp_path).has(stage)
+
+
+# The third argument: is there a file yet that says that the slow stage may end?
+SLOW = """
+import pathlib, sys, time
+out = pathlib.Path(sys.argv[1])
+(out / "begun").touch()
+while not (out / "go").exists():
+    time.sleep(0.02)
+"""
+CHILD = """
+import sys
+from pathlib import Path
+from tests.ablation.test_runner import slow_stages
+from ppa_fast.ablation.runner import run_stages
+run_stages(slow_stages(Path(sys.argv[1])), Path(sys.argv[1]))
+"""
+
+
+def slow_stages(out: Path) -> list[Stage]:
+    return [write("first", out), fake("slow", out, SLOW, str(out)), write("last", out)]
+
+
+def start(out: Path) -> subprocess.Popen[bytes]:
+    """An ablation in a process of its own, that is in its second stage."""
+    process = subprocess.Popen([sys.executable, "-c", CHILD, str(out)], cwd=Path(__file__).resolve().parents[2])
+    deadline = time.monotonic() + 120
+    while not (out / "begun").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_ablation_goes_on_at_its_stage(number: int, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    first = (tmp_path / "first" / "done").stat().st_mtime_ns
+    os.kill(process.pid, number)
+    assert process.wait(60) != 0
+    if number == signal.SIGKILL:  # the stage lives on: nobody may work beside it
+        with pytest.raises(UserError, match="in use by another ablation, or by a stage that a killed one left"):
+            run_stages(slow_stages(tmp_path), tmp_path)
+    (tmp_path / "go").touch()
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            run_stages(slow_stages(tmp_path), tmp_path)
+            break
+        except UserError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert (tmp_path / "first" / "done").stat().st_mtime_ns == first
+    assert (tmp_path / "last" / "done").exists()
+
+
+def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = write_plan(tmp_path / "plan.yaml", write_files(tmp_path / "data"))
+    ablate(plan, tmp_path / "out", seeds=1, only=["none", "tlm"], dry_run=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "# tokenizer"
+    assert lines[1].startswith("ppa-fast tokenizer --out ")
+    assert sum("finetune" in line for line in lines) == 6
+    assert not any("moco/run" in line or "seed-1" in line for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_arguments_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plan.yaml", write_files(tmp_path / "data"))
+    with pytest.raises(UserError, match="--seeds 0: expected at least 1"):
+        ablate(plan, tmp_path / "out", seeds=0)
+    with pytest.raises(UserError, match="--only: found 'both'"):
+        ablate(plan, tmp_path / "out", only=["both"])
+    with pytest.raises(UserError, match="was not made by an ablation"):
+        ablate(plan, tmp_path / "data")
+    assert not (tmp_path / "out").exists()
