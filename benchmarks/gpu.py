@@ -1,9 +1,10 @@
-"""What ``make gpu`` does: builds, tests, sanitizes and measures the native operations on this machine's GPU.
+"""What ``make gpu`` does: builds, tests, sanitizes and measures the operations and the step on this machine's GPU.
 
     python benchmarks/gpu.py
 
-Installs nothing. Writes benchmarks/results/DEVICE.json and DEVICE.svg (README.md there); logs are in build/gpu. A step
-that fails does not stop the next ones; the exit status is 1 then, and 2 where there is no GPU.
+Installs nothing. Writes benchmarks/results/DEVICE.json, DEVICE.svg and, of the step, DEVICE-MODEL.svg (README.md
+there); logs are in build/gpu. A part that fails does not stop the next ones; the exit status is 1 then, and 2 where
+there is no GPU.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ RESULTS, LOGS = ROOT / "benchmarks" / "results", ROOT / "build" / "gpu"
 # nothing or checks torch; torch's own kernels are left alone.
 SANITIZED = ["tests/ops", "-m", "gpu and not hypothesis", "-k", "not arguments and not registered and not 32_bits"]
 OURS = ["--kernel-name", "kns=3ppa4cuda"]  # namespace ppa::cuda, as it is mangled
+MODELS = ("mbert-base", "xlmr-base")  # whose step is measured
 SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
 
 
@@ -65,10 +67,20 @@ def build(architecture: str) -> dict[str, Any]:
     return {"ok": ok, "seconds": seconds, "architecture": architecture}
 
 
+def trains() -> bool:
+    """Whether what training needs is installed; says so if not."""
+    absent = [name for name in ("deepspeed", "langcodes", "tokenizers") if not find_spec(name)]
+    if absent:
+        print(f"training and its step are left out: no {', '.join(absent)}", flush=True)
+    return not absent
+
+
 def test() -> dict[str, Any]:
-    """All tests that need a GPU; those of the data where they can be made there."""
-    data = ["tests/data/test_batch.py"] if find_spec("langcodes") else []
-    ok, seconds, counts = pytest("tests", [], ["-m", "gpu", "tests/ops", *data], 300)
+    """All tests that need a GPU; those of the data and of training where they can be run there."""
+    places = ["tests/ops", "tests/model/test_packed.py"]
+    places += ["tests/data/test_batch.py"] if find_spec("langcodes") else []
+    places += ["tests/training"] if trains() else []
+    ok, seconds, counts = pytest("tests", [], ["-m", "gpu", *places], 300)
     return {"ok": ok, "seconds": seconds, **counts}
 
 
@@ -106,12 +118,15 @@ def sanitize(tool: str) -> dict[str, Any] | None:
     return {"ok": ok and found == 0, "found": found, "seconds": seconds, **counts}
 
 
-def benchmark(picture: Path) -> tuple[bool, list[dict[str, Any]]]:
-    rows = LOGS / "rows.json"
+def benchmark(
+    name: str, script: str, options: list[str], picture: Path, seconds: int
+) -> tuple[bool, list[dict[str, Any]]]:
+    """Runs one of the benchmarks; whether all of it could be measured, and its rows."""
+    rows = LOGS / f"{name}.json"
     rows.unlink(missing_ok=True)
-    command = [sys.executable, "benchmarks/kernels.py", "--device", "cuda", "--seconds", "2", "--json", str(rows)]
-    ok, _ = call("kernels", [*command, "--picture", str(picture)], 300)
-    print((LOGS / "kernels.log").read_text(encoding="utf-8"), flush=True)
+    command = [sys.executable, f"benchmarks/{script}", "--device", "cuda", *options, "--json", str(rows)]
+    ok, _ = call(name, [*command, "--picture", str(picture)], seconds)
+    print((LOGS / f"{name}.log").read_text(encoding="utf-8"), flush=True)
     return ok, json.loads(rows.read_text(encoding="utf-8")) if rows.exists() else []
 
 
@@ -129,7 +144,7 @@ def main() -> int:
     result: dict[str, Any] = {"device": device, "commit": commit(ROOT)}
     result |= {"torch": torch.__version__, "cuda": torch.version.cuda}
     print(f"{device}, torch {torch.__version__}, commit {result['commit']}", flush=True)
-    result |= {"build": None, "tests": None, "sanitizer": {}, "rows": []}
+    result |= {"build": None, "tests": None, "sanitizer": {}, "rows": [], "steps": []}
     path = RESULTS / f"{slug}.json"
 
     def write() -> None:
@@ -138,8 +153,16 @@ def main() -> int:
     result["build"] = build("{}.{}".format(*torch.cuda.get_device_capability()))
     result["tests"] = test()
     write()  # what is there if the time is up before the end
-    measured, result["rows"] = benchmark(RESULTS / f"{slug}.svg")
+    measured = {}
+    measured["kernels"], result["rows"] = benchmark(
+        "kernels", "kernels.py", ["--seconds", "2"], RESULTS / f"{slug}.svg", 300
+    )
     write()
+    for model in MODELS if trains() else []:
+        options, drawn = ["--model", model, "--rounds", "3"], RESULTS / f"{slug}-{model}.svg"
+        measured[model], rows = benchmark(f"step-{model}", "step.py", options, drawn, 300)
+        result["steps"] += rows
+        write()
     for tool in ("memcheck", "racecheck"):
         result["sanitizer"][tool] = sanitize(tool)
         write()
@@ -148,8 +171,9 @@ def main() -> int:
     print(f"{time.monotonic() - begin:.0f} s; {path.relative_to(ROOT)}")
     for name, step in steps.items():
         print(f"{name}: {step or 'left out'}")
-    print(f"kernels: {'ok' if measured else 'failed'}")
-    return 0 if measured and all(step is None or step["ok"] for step in steps.values()) else 1
+    for name, ok in measured.items():
+        print(f"{name}: {'ok' if ok else 'failed'}")
+    return 0 if all(measured.values()) and all(step is None or step["ok"] for step in steps.values()) else 1
 
 
 if __name__ == "__main__":

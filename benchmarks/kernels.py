@@ -28,11 +28,10 @@ import torch
 import torch.nn.functional as F
 from measuring import (
     COMPETITORS,
+    MACHINES,
     NAMES,
     Case,
     Competitor,
-    Cpu,
-    Cuda,
     Machine,
     commit,
     describe,
@@ -441,7 +440,7 @@ CASES = {
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures the chosen operations, telling how far it is; returns the rows."""
-    machine = Cuda(options.quick) if options.device == "cuda" else Cpu(options.quick)
+    machine = MACHINES[options.device](options.quick)
     setting = Setting(machine, options.quick, options.full)
     bandwidth = machine.bandwidth()
     about = {"device": options.device, "device_name": machine.name, "torch": torch.__version__, "commit": commit(ROOT)}

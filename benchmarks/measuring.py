@@ -58,7 +58,13 @@ class Machine:
         """Seconds of a call in a CUDA graph of many, with warm caches; None where it cannot be captured."""
         return None
 
-    def peak(self, run: Run) -> int | None:
+    @staticmethod
+    def held() -> int | None:
+        """Bytes held now; None: not known."""
+        raise NotImplementedError
+
+    @staticmethod
+    def peak(run: Run) -> int | None:
         """Bytes that a call holds at its worst, results included, beyond what was held before; None: not known."""
         raise NotImplementedError
 
@@ -96,15 +102,23 @@ class Cpu(Machine):
     def once(self, run: Run) -> float:
         return _wall(run)
 
-    def peak(self, run: Run) -> int | None:
+    @staticmethod
+    def held() -> int | None:
         try:
-            ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still has would hide what this call takes
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
-            before = _status("VmRSS")
-            run()
-            return max(0, _status("VmHWM") - before)
+            ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still has would hide what a call takes
+            return _status("VmRSS")
         except (OSError, AttributeError, KeyError):
             return None
+
+    @staticmethod
+    def peak(run: Run) -> int | None:
+        before = Cpu.held()
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
+        except OSError:
+            before = None
+        run()
+        return None if before is None else max(0, _status("VmHWM") - before)
 
     def bandwidth(self) -> float:
         """Of a copy, or in place where that is more: a CPU reads a line before it writes it elsewhere."""
@@ -181,7 +195,13 @@ class Cuda(Machine):
         graph.replay()
         return median(self.once(graph.replay) for _ in range(20)) / calls
 
-    def peak(self, run: Run) -> int | None:
+    @staticmethod
+    def held() -> int:
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+
+    @staticmethod
+    def peak(run: Run) -> int:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -194,6 +214,9 @@ class Cuda(Machine):
         source = torch.ones(self._copied // 4, device=self.device)
         target = torch.empty_like(source)
         return 2 * self._copied / min(self.once(lambda: target.copy_(source)) for _ in range(10))
+
+
+MACHINES: dict[str, type[Cpu] | type[Cuda]] = {"cpu": Cpu, "cuda": Cuda}
 
 
 def _wall(run: Run) -> float:

@@ -1,0 +1,49 @@
+"""benchmarks/communication.py sees the collectives of a step and counts their elements."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def communication() -> Iterator[ModuleType]:
+    """The script as a module; it finds its neighbours beside itself."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield importlib.import_module("communication")
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_a_collective_counts_its_larger_side(communication: ModuleType, tmp_path: Path) -> None:
+    if dist.is_initialized():
+        pytest.skip("this process has a process group already")
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with communication.Collectives() as collectives:
+            dist.all_reduce(torch.ones(7))
+            dist.all_reduce(torch.ones(5))
+            dist.all_reduce(torch.ones(3, dtype=torch.bfloat16))
+            dist.all_gather([torch.empty(4)], torch.ones(4))
+            torch.ones(9).sum()
+    finally:
+        dist.destroy_process_group()
+    expected = {("allreduce", "float32"): [2, 12], ("allreduce", "bfloat16"): [1, 3], ("allgather", "float32"): [1, 4]}
+    assert collectives.found == expected
+
+
+@pytest.mark.slow
+def test_the_volume_that_the_documentation_tells(communication: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of stage 1: gradients and weights in bf16, the momentum's working copy with them, whatever the accumulation."""
+    assert communication.main(["--stages", "1", "--precisions", "bf16", "--accumulation", "1,2"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    volume = [(line[0], line[1], line[4]) for line in lines if float(line[4]) > 0.1]
+    assert volume == [("allgather_base", "bfloat16", "2.000"), ("allreduce", "bfloat16", "1.000")] * 2
