@@ -1,9 +1,9 @@
 """The built-in sample corpus: parallel text without a download.
 
 A line is a template and a value for each of its slots (:mod:`ppa_fast.data.sample_text`); every language renders the
-same lines, so its text does not depend on which other languages are asked for. Train and dev are disjoint by
-construction and for all seeds: of all combinations of slot values every tenth is held out (``HELD_OUT``), whatever the
-template. A single value (a country, a number) occurs in both, a combination never does.
+same lines, so its text does not depend on which other languages are asked for. Train, dev and test are disjoint by
+construction and for all seeds: of all combinations of slot values every twentieth belongs to dev and another twentieth
+to test (``HELD_OUT``), whatever the template. A single value (a country, a number) occurs in all, a combination in one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder
 from ppa_fast.progress import Progress
 
-HELD_OUT = 10  # one combination of slot values in ten belongs to dev
+MODULUS = 20
+HELD_OUT = {0: "dev", 10: "test"}  # the sum of a combination's indices modulo MODULUS → its split; the others: train
 
 
 class Line(NamedTuple):
@@ -61,29 +62,29 @@ def slots_of(template: str) -> tuple[str, ...]:
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def _is_held_out(picks: Sequence[int]) -> bool:
-    return sum(picks) % HELD_OUT == 0
+def _split_of(total: int) -> str:
+    """The split of the combinations whose indices add up to ``total``."""
+    return HELD_OUT.get(total % MODULUS, "train")
 
 
-def _capacity(template: str, held_out: bool) -> int:
-    """How many distinct lines of ``template`` there are on one side of the split."""
-    residues = Counter({0: 1})  # combinations so far by the sum of their indices modulo HELD_OUT
+def _capacity(template: str, split: str) -> int:
+    """How many distinct lines of ``template`` there are in ``split``."""
+    residues = Counter({0: 1})  # combinations so far by the sum of their indices modulo MODULUS
     for slot in slots_of(template):
         longer: Counter[int] = Counter()
         for index in range(len(POOLS[slot])):
             for residue, count in residues.items():
-                longer[(residue + index) % HELD_OUT] += count
+                longer[(residue + index) % MODULUS] += count
         residues = longer
-    return residues[0] if held_out else residues.total() - residues[0]
+    return sum(count for residue, count in residues.items() if _split_of(residue) == split)
 
 
 def draw_lines(split: str, count: int, seed: int) -> list[Line]:
-    """Draws ``count`` distinct lines of ``split`` ("train" or "dev"), evenly from all templates, in random order.
+    """Draws ``count`` distinct lines of ``split`` (train, dev or test), evenly from all templates, in random order.
 
     The same arguments give the same lines on every platform. Raises :class:`UserError` when there are not so many.
     """
-    held_out = split == "dev"
-    capacity = {template: _capacity(template, held_out) for template in sorted(_TOPIC_OF)}
+    capacity = {template: _capacity(template, split) for template in sorted(_TOPIC_OF)}
     if not 1 <= count <= sum(capacity.values()):
         raise UserError(
             f"{count:,} {split} lines asked for: the sample corpus can give 1 to {sum(capacity.values()):,}"
@@ -98,7 +99,7 @@ def draw_lines(split: str, count: int, seed: int) -> list[Line]:
         drawn: dict[tuple[int, ...], None] = {}
         while len(drawn) < share:
             picks = tuple(random.randrange(size) for size in sizes)
-            if _is_held_out(picks) == held_out:
+            if _split_of(sum(picks)) == split:
                 drawn[picks] = None
         lines += (Line(template, picks) for picks in drawn)
     random.shuffle(lines)
@@ -175,10 +176,13 @@ def _unit(n: int, unit: str, locale: Locale) -> str:
 def write_sample(
     out: str | Path, pairs: int, seed: int = 0, languages: Sequence[str] | None = None, dev_pairs: int = 250
 ) -> dict[str, Path]:
-    """Writes the sample corpus into the folder ``out``: train.<language> and dev.<language>, line-parallel.
+    """Writes the sample corpus into the folder ``out``: parallel text, and the classification of lines by topic.
 
-    English and each of ``languages`` (all that are built in by default) get ``pairs`` train and ``dev_pairs`` dev
-    lines, UTF-8, one sentence a line. Equal seeds give equal bytes. Returns the paths by file name.
+    English and each of ``languages`` (all that are built in by default) get the line-parallel files train.<language>
+    with ``pairs`` lines and dev.<language> with ``dev_pairs``, one sentence a line. ``topic.train.en.tsv`` is train.en
+    with topics, for zero-shot transfer; ``topic.test.<language>.tsv`` has ``dev_pairs`` other lines, row-parallel, that
+    are in no other file. Their columns are ``category`` and ``text``, as ``read_classification`` takes them. All is
+    UTF-8; equal seeds give equal bytes. Returns the paths by file name.
 
     Raises :class:`UserError` for an unknown language, for counts that are below 1 or above what the templates can
     give, and where ``out`` is a file or a folder that is not empty.
@@ -188,16 +192,21 @@ def write_sample(
     if unknown:
         raise UserError(f"languages {', '.join(unknown)}: the sample corpus has {', '.join(LANGUAGES)} only")
     check_new_folder(out)
-    drawn = {"train": draw_lines("train", pairs, seed), "dev": draw_lines("dev", dev_pairs, seed)}
+    train, dev, test = (draw_lines(*what, seed) for what in (("train", pairs), ("dev", dev_pairs), ("test", dev_pairs)))
 
     chosen = [code for code in LANGUAGES if code == "en" or languages is None or code in languages]
+    files = {f"{split}.{code}": (lines, code) for split, lines in (("train", train), ("dev", dev)) for code in chosen}
+    files["topic.train.en.tsv"] = (train, "en")
+    files |= {f"topic.test.{code}.tsv": (test, code) for code in chosen}
+
     out.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    with Progress("sample", total=len(chosen) * (pairs + dev_pairs), unit="lines") as progress:
-        for split, lines in drawn.items():
-            for code in chosen:
-                path = paths[f"{split}.{code}"] = out / f"{split}.{code}"
-                with path.open("w", encoding="utf-8", newline="\n") as file:
-                    file.writelines(render(line, code) + "\n" for line in lines)
-                progress.update(len(lines))
-    return paths
+    with Progress("sample", total=sum(len(lines) for lines, _ in files.values()), unit="lines") as progress:
+        for name, (lines, code) in files.items():
+            with (out / name).open("w", encoding="utf-8", newline="\n") as file:
+                if name.startswith("topic."):
+                    file.write("category\ttext\n")
+                    file.writelines(f"{line.topic}\t{render(line, code)}\n" for line in lines)
+                else:
+                    file.writelines(f"{render(line, code)}\n" for line in lines)
+            progress.update(len(lines))
+    return {name: out / name for name in files}

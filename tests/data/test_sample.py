@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ppa_fast.data.examples import read_classification
 from ppa_fast.data.sample import Line, draw_lines, parse_template, render, slot_text, slots_of, write_sample
 from ppa_fast.data.sample_text import LANGUAGES, POOLS, TOPICS
 from ppa_fast.errors import UserError
@@ -29,6 +30,14 @@ def read_lines(path: Path) -> list[str]:
     assert text.endswith("\n")
     assert "\r" not in text
     return text.removesuffix("\n").split("\n")
+
+
+def names(codes) -> set[str]:
+    """The files of a corpus in these languages."""
+    return {f"{split}.{code}" for split in ("train", "dev") for code in codes} | {
+        "topic.train.en.tsv",
+        *(f"topic.test.{code}.tsv" for code in codes),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +160,12 @@ def test_words_take_the_form_that_the_sentence_needs(code, template, values, exp
 
 
 def test_counts_and_distinct_lines(corpus):
-    assert set(corpus) == {f"{split}.{code}" for split in ("train", "dev") for code in LANGUAGES}
+    assert set(corpus) == names(LANGUAGES)
     for code in LANGUAGES:
         train, dev = corpus[f"train.{code}"], corpus[f"dev.{code}"]
-        assert (len(train), len(dev)) == (3000, 250)
-        assert len({*train, *dev}) == 3250, f"{code}: a line occurs twice or in both train and dev"
+        test = [row.split("\t")[1] for row in corpus[f"topic.test.{code}.tsv"][1:]]
+        assert (len(train), len(dev), len(test)) == (3000, 250, 250)
+        assert len({*train, *dev, *test}) == 3500, f"{code}: a line occurs twice or in two of train, dev and test"
 
 
 def test_lines_of_all_languages_are_parallel(corpus):
@@ -165,15 +175,27 @@ def test_lines_of_all_languages_are_parallel(corpus):
             assert corpus[f"train.{code}"][at] == render(lines[at], code)
 
 
-def test_train_and_dev_share_no_combination_of_values_for_any_seeds():
+def test_topic_files_are_read_whole_with_the_topics_of_their_lines(tmp_path):
+    paths = write_sample(tmp_path / "out", 300, 2, ["de", "ko"], 40)
+    test = draw_lines("test", 40, 2)
+    files = {"topic.train.en.tsv": ("en", draw_lines("train", 300, 2))}
+    files |= {f"topic.test.{code}.tsv": (code, test) for code in ("en", "de", "ko")}
+    for name, (code, lines) in files.items():
+        examples, rejected = read_classification(paths[name], tuple(TOPICS))
+        assert not rejected
+        assert [(e.label, e.text) for e in examples] == [(line.topic, render(line, code)) for line in lines]
+
+
+def test_train_dev_and_test_share_no_combination_of_values_for_any_seeds():
     def contents(lines):
         return {frozenset(zip(slots_of(line.template), line.picks, strict=True)) for line in lines}
 
-    train, dev = draw_lines("train", 20_000, 3), draw_lines("dev", 2_000, 4)
+    train, dev, test = draw_lines("train", 20_000, 3), draw_lines("dev", 2_000, 4), draw_lines("test", 2_000, 4)
     assert len(set(train)) == 20_000
-    assert not contents(train) & contents(dev)
-    # ... but every single value that dev uses can be learned from train
-    assert set().union(*contents(dev)) <= set().union(*contents(train))
+    for held_out, others in ((dev, train), (test, [*train, *dev])):
+        assert not contents(others) & contents(held_out)
+        # ... but every single value that is used there can be learned from train
+        assert set().union(*contents(held_out)) <= set().union(*contents(train))
 
 
 def test_templates_and_topics_are_drawn_evenly():
@@ -195,7 +217,7 @@ def test_equal_seeds_give_equal_bytes_in_every_process(tmp_path):
         environment = {**os.environ, "PYTHONHASHSEED": name}
         subprocess.run([sys.executable, "-c", script, tmp_path / name, languages], check=True, env=environment)
     both = {path.name for path in (tmp_path / "2").iterdir()}
-    assert both == {f"{split}.{code}" for split in ("train", "dev") for code in ("en", "ko", "tr")}
+    assert both == names(("en", "ko", "tr"))
     for name in both:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
@@ -208,7 +230,7 @@ def test_other_seeds_give_other_text(tmp_path):
 
 def test_lines_do_not_depend_on_the_languages_chosen(tmp_path, corpus):
     paths = write_sample(tmp_path / "out", 3000, 1, ["zh", "de"], 250)
-    assert set(paths) == {f"{split}.{code}" for split in ("train", "dev") for code in ("en", "de", "zh")}
+    assert set(paths) == names(("en", "de", "zh"))
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(paths)
     for name, path in paths.items():
         assert read_lines(path) == corpus[name]
