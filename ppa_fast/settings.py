@@ -16,7 +16,7 @@ import yaml
 
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
-from ppa_fast.model.encoder import POOLINGS
+from ppa_fast.model import POOLINGS
 
 
 def _setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:

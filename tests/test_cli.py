@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,13 +22,21 @@ VERBS = [
     ["sample"],
     ["tokenizer"],
     ["init"],
+    ["pretrain"],
     ["prepare"],
     ["evaluate"],
     ["evaluate", "retrieval"],
     ["evaluate", "qa"],
     ["evaluate", "nli"],
     ["evaluate", "classify"],
+    ["evaluate", "align"],
+    ["evaluate", "mine"],
+    ["finetune"],
+    ["finetune", "nli"],
+    ["finetune", "qa"],
+    ["finetune", "classify"],
     ["export"],
+    ["ablate"],
     ["doctor"],
 ]
 PACKAGE = Path(ppa_fast.__file__).parent
@@ -55,17 +64,17 @@ def test_help(verb, capsys):
     assert stopped([*verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: ppa-fast")
-    if verb and verb != ["evaluate"]:
+    if verb not in ([], ["evaluate"], ["finetune"]):
         assert f"example:\n  ppa-fast {' '.join(verb)}" in text
 
 
 def test_examples_parse(capsys):
-    """The example in a verb's help is a command line of that verb."""
+    """The examples in a verb's help are command lines of that verb."""
     for verb in VERBS:
         stopped([*verb, "--help"])
-        _, found, example = capsys.readouterr().out.partition("example:\n  ppa-fast ")
-        if found:
-            arguments = cli.build_parser().parse_args(example.split())
+        _, _, examples = capsys.readouterr().out.partition("example:\n")
+        for example in examples.splitlines():
+            arguments = cli.build_parser().parse_args(example.split()[1:])
             assert callable(arguments.work)
 
 
@@ -255,6 +264,17 @@ def test_train_calls_the_packages_function(monkeypatch):
 
 
 # Training's own entry.
+
+
+def test_a_signal_before_the_loop_ends_training_by_an_exception(monkeypatch):
+    """What is under way, such as DeepSpeed's first compilation, can let go of its lock."""
+    monkeypatch.setattr("ppa_fast.training.loop.train", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        command = ["--deepspeed_config", "ds.json", "--model", "m", "--data", "d", "--output", "o"]
+        assert stopped(command, cli.main_train) == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import langcodes
 import yaml
 
 from ppa_fast import settings
-from ppa_fast.data.corpus import parse_pairs
+from ppa_fast.data.corpus import is_code, parse_pairs
 from ppa_fast.data.examples import parse_files
 from ppa_fast.errors import UserError
-from ppa_fast.model.encoder import POOLINGS
+from ppa_fast.model import POOLINGS
 
 ENGLISH = "en"
 
@@ -163,7 +162,7 @@ class _Block:
             return default
         codes = self.texts("languages")
         for code in codes:
-            if not langcodes.tag_is_valid(code.replace("_", "-")):
+            if not is_code(code):
                 raise UserError(f"{self.at('languages')}: found {code!r}, expected BCP-47 codes such as de or zh_Hant")
         return [code for code in dict.fromkeys(codes) if code != ENGLISH]
 

@@ -12,6 +12,7 @@ from typing import Any
 from ppa_fast.ablation.plan import BASELINE, ENGLISH, ROWS, Evaluation, Plan
 from ppa_fast.ablation.stages import evaluated, result_file
 from ppa_fast.ablation.statistics import chance, least_sign_flip_p, needed, paired
+from ppa_fast.data.corpus import is_english
 from ppa_fast.finetune.table import spread
 
 SIGNIFICANT = 0.05
@@ -44,7 +45,7 @@ def read_scores(file: Path, task: str) -> dict[str, float]:
         scores = {}
         for pair, found in content["pairs"].items():
             a, b = pair.split("-")
-            scores[b if a == ENGLISH else a] = 100 * found["a_to_b" if a == ENGLISH else "b_to_a"]
+            scores[b if is_english(a) else a] = 100 * found["a_to_b" if is_english(a) else "b_to_a"]
         return scores
     metric, scale = ("f1", 1) if task == "qa" else ("accuracy", 100)
     return {code: scale * found[metric] for code, found in content["test"].items()}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppa_fast.data.examples import read_classification, read_gold, read_nli
+from ppa_fast.data.examples import read_classification, read_gold, read_nli, rows_of
 from ppa_fast.evaluation.question_answering import score_answers
 from ppa_fast.finetune.table import spread
 
@@ -57,7 +57,7 @@ def chance(task: str, gold: str | Path) -> tuple[float, int]:
         whole = {question.id: question.context for question in questions}
         return score_answers(questions, whole)["f1"] / 100, len(questions)
     if task == "nli":  # XNLI's file has all languages
-        labels = Counter(example.label for example in read_nli(gold)[0] if example.language in ("", "en"))
+        labels = Counter(example.label for example in rows_of(read_nli(gold)[0], "en"))
     else:
         labels = Counter(example.label for example in read_classification(gold)[0])
     return max(labels.values()) / labels.total(), labels.total()

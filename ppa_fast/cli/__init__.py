@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,13 +112,15 @@ def build_parser() -> argparse.ArgumentParser:
     p = add_verb(
         verbs,
         "sample",
-        "write the built-in parallel corpus (generated sentences)",
+        "write the built-in corpus (generated sentences): parallel text, and a classification by topic",
         "ppa-fast sample --out corpus --pairs 20000 --seed 0 --languages de fr zh",
         _sample,
     )
-    p.add_argument("--out", required=True, type=Path, help="new folder for train.LANG and dev.LANG")
+    p.add_argument("--out", required=True, type=Path, help="new folder for train.LANG, dev.LANG, topic.*.LANG.tsv")
     p.add_argument("--pairs", required=True, type=int, metavar="N", help="lines of each train file")
-    p.add_argument("--dev-pairs", type=int, default=250, metavar="N", help="lines of each dev file (default 250)")
+    p.add_argument(
+        "--dev-pairs", type=int, default=250, metavar="N", help="lines of each dev and test file (default 250)"
+    )
     p.add_argument("--seed", type=int, default=0, help="equal seeds give equal bytes (default 0)")
     p.add_argument("--languages", nargs="+", metavar="LANG", help="besides English (default: all there are)")
 
@@ -251,8 +254,12 @@ def main_train(argv: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
 
     def work() -> None:
+        chosen = settings.from_arguments(arguments)
         from ppa_fast.training.loop import train
 
-        train(settings.from_arguments(arguments))
+        # Until the loop saves on it: killed outright, DeepSpeed's first compilation leaves a lock behind, for which
+        # every later start waits.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        train(chosen)
 
     return _guarded(work, rank)

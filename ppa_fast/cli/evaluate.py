@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
-from ppa_fast.cli.verb import PAIRS_HELP, Verbs, add_verb, check_json, write_json
+from ppa_fast.cli.verb import PAIRS_HELP, Verbs, add_verb
 
 GOLD_HELP = "a file, or a file for each language (en:FILE de:FILE); .gz too"
 
 
 def _run(task: str, arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The result of ``task`` with the arguments of those names, written to ``--json`` too."""
+    from ppa_fast.data.examples import output_file
     from ppa_fast.evaluation import evaluate
+    from ppa_fast.files import write_text
 
-    check_json(arguments.json)
+    file = output_file(arguments.json, "--json") if arguments.json else None
     result = evaluate(task, **{name: getattr(arguments, name) for name in names})
-    write_json(arguments.json, result)
+    if file:
+        write_text(file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
 
 

@@ -86,7 +86,7 @@ def parse_pairs(spec: str) -> PairSource:
         hint = "; inside a language code write '_' for '-', as in zh_Hant-en" if len(codes) > 2 else ""
         raise UserError(f"--pairs {spec}: expected {SPEC_FORMS}{hint}")
     for code in codes:
-        if not langcodes.tag_is_valid(code.replace("_", "-")):
+        if not is_code(code):
             raise UserError(
                 f"--pairs {spec}: unknown language code {code!r}, expected a BCP-47 code such as en or zh_Hant"
             )
@@ -99,9 +99,25 @@ def parse_pairs(spec: str) -> PairSource:
 
 
 @lru_cache
+def is_code(code: str) -> bool:
+    """Whether a text is a language code of BCP-47, such as ``en`` or ``zh_Hant``; ``_`` is as good as ``-``."""
+    return langcodes.tag_is_valid(code.replace("_", "-"))
+
+
+@lru_cache
 def standard_code(code: str) -> str:
     """A valid language code in BCP-47's letter case and shortest form (``eng`` is ``en``), ``_`` for ``-``."""
     return langcodes.standardize_tag(code.replace("_", "-")).replace("-", "_")
+
+
+def base_language(code: str) -> str:
+    """The language of a valid code without script and country: ``zh`` of ``zh_Hant``, ``en`` of ``eng``."""
+    return standard_code(code).split("_")[0]
+
+
+def is_english(code: str) -> bool:
+    """Whether a valid code stands for English: ``en``, ``eng``, ``en_GB``."""
+    return base_language(code) == "en"
 
 
 def _check_readable(path: Path, spec: str) -> None:
@@ -114,7 +130,7 @@ def _check_readable(path: Path, spec: str) -> None:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[BufferedIOBase]:
+def open_bytes(path: Path) -> Iterator[BufferedIOBase]:
     """The file's bytes, unzipped if its name ends in ``.gz``; a broken gzip file is a UserError that names it."""
     if path.suffix != ".gz":
         with path.open("rb") as file:
@@ -136,7 +152,7 @@ def count_lines(path: Path) -> int:
         UserError: the file is a truncated or broken gzip file.
     """
     lines, last = 0, b"\n"
-    with _open(path) as file:
+    with open_bytes(path) as file:
         while block := file.read(1 << 20):
             lines += block.count(b"\n")
             last = block[-1:]
@@ -158,10 +174,10 @@ def count_pairs(source: PairSource) -> int:
     return counts[0]
 
 
-def _lines(path: Path) -> Iterator[bytes | None]:
+def _byte_lines(path: Path) -> Iterator[bytes | None]:
     """The lines without their end; None for a line over ``MAX_LINE_BYTES``, which is skipped in pieces."""
     most = len(BYTE_ORDER_MARK) + MAX_LINE_BYTES + len(b"\r\n")
-    with _open(path) as file:
+    with open_bytes(path) as file:
         first = True
         while piece := file.readline(most):
             line = piece
@@ -173,14 +189,16 @@ def _lines(path: Path) -> Iterator[bytes | None]:
             yield line if len(line) <= MAX_LINE_BYTES else None
 
 
-def _text(line: bytes | None) -> tuple[str, str]:
-    """``(text, "")`` of a line, or ``("", reason)``."""
-    if line is None:
-        return "", LONG_LINE
-    try:
-        return line.decode("utf-8"), ""
-    except UnicodeDecodeError:
-        return "", NOT_UTF8
+def decoded_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """``(text, "")`` of each line, without its end, or ``("", reason)``; a broken gzip file is a UserError."""
+    for line in _byte_lines(path):
+        if line is None:
+            yield "", LONG_LINE
+            continue
+        try:
+            yield line.decode("utf-8"), ""
+        except UnicodeDecodeError:
+            yield "", NOT_UTF8
 
 
 def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -189,8 +207,7 @@ def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     Raises:
         UserError: a line that is not UTF-8 or too long, or a broken gzip file.
     """
-    for number, line in enumerate(_lines(Path(path)), 1):
-        text, reason = _text(line)
+    for number, (text, reason) in enumerate(decoded_lines(Path(path)), 1):
         if reason:
             raise UserError(f"{path}:{number}: {reason}")
         yield number, text.strip()
@@ -208,8 +225,7 @@ def read_lines(source: PairSource) -> Iterator[tuple[str, str] | Reject]:
 
 
 def _read_tsv(path: Path) -> Iterator[tuple[str, str] | Reject]:
-    for number, line in enumerate(_lines(path), 1):
-        text, reason = _text(line)
+    for number, (text, reason) in enumerate(decoded_lines(path), 1):
         columns = [column.strip() for column in text.split("\t")]
         if not reason and len(columns) != 2:
             reason = MISSING_TAB if len(columns) < 2 else MORE_COLUMNS
@@ -219,8 +235,8 @@ def _read_tsv(path: Path) -> Iterator[tuple[str, str] | Reject]:
 
 
 def _read_files(path_a: Path, path_b: Path) -> Iterator[tuple[str, str] | Reject]:
-    for number, lines in enumerate(zip(_lines(path_a), _lines(path_b), strict=False), 1):
-        (a, reason_a), (b, reason_b) = (_text(line) for line in lines)
+    lines = zip(decoded_lines(path_a), decoded_lines(path_b), strict=False)
+    for number, ((a, reason_a), (b, reason_b)) in enumerate(lines, 1):
         a, b = a.strip(), b.strip()
         if reason_a or not a:
             yield Reject(path_a, number, reason_a or EMPTY_SIDE)
@@ -245,8 +261,7 @@ def read_texts(path: Path) -> Iterator[str | Reject]:
     Raises:
         UserError: the file is a truncated or broken gzip file.
     """
-    for number, line in enumerate(_lines(path), 1):
-        text, reason = _text(line)
+    for number, (text, reason) in enumerate(decoded_lines(path), 1):
         if reason:
             yield Reject(path, number, reason)
         elif text := text.strip():

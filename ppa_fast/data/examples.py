@@ -16,9 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import langcodes
-
-from ppa_fast.data.corpus import NOT_UTF8, Reject, _lines, _open, _text, standard_code
+from ppa_fast.data.corpus import NOT_UTF8, Reject, decoded_lines, is_code, open_bytes, standard_code
 from ppa_fast.errors import UserError
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
@@ -88,7 +86,7 @@ def format_rejected(rejected: Sequence[Reject | RejectedQuestion]) -> str:
 def parse_file(spec: str, flag: str) -> tuple[str, Path]:
     """``("en", FILE)`` of an argument ``en:FILE``; raises UserError, naming ``flag``, for other forms and no file."""
     language, colon, name = spec.partition(":")
-    if not colon or not name or not langcodes.tag_is_valid(language.replace("_", "-")):
+    if not colon or not name or not is_code(language):
         raise UserError(f"{flag} {spec}: expected LANG:FILE with a BCP-47 code, such as en:train.tsv")
     if not Path(name).is_file():
         raise UserError(f"{flag} {spec}: {name}: no such file")
@@ -104,6 +102,17 @@ def parse_files(specs: Sequence[str], flag: str) -> dict[str, Path]:
             raise UserError(f"{flag} {spec}: {language} is given twice; expected each language once")
         files[language] = path
     return files
+
+
+def output_file(path: str | Path, flag: str) -> Path:
+    """The file that an argument names for output, links followed: ``files.write_text`` will replace it.
+
+    Raises UserError, naming ``flag``, where that cannot be: no folder, or what is no regular file, such as /dev/stdout.
+    """
+    file = Path(path).resolve()
+    if not file.parent.is_dir() or (Path(path).exists() and not Path(path).is_file()):
+        raise UserError(f"{flag} {path}: expected a regular file in a folder that exists")
+    return file
 
 
 def _tsv(line: str, header: list[str], needed: int) -> dict[str, str] | str:
@@ -130,17 +139,28 @@ def _not_empty(path: Path, rows: int) -> None:
         raise UserError(f"{path}: no rows, expected at least one")
 
 
+def _is_json(first_line: str) -> bool:
+    """Whether a file is one of JSON lines; any other has a header."""
+    return first_line.startswith("{")
+
+
+def line_of(path: Path, row: int) -> int:
+    """The line, from 1, of a data row, from 0, of a file that ``read_nli`` and ``read_classification`` read."""
+    first, _ = next(decoded_lines(path), ("", ""))
+    return row + (1 if _is_json(first) else 2)
+
+
 def _rows(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[tuple[int, int, dict[str, str] | str]]:
     """``(row, line, fields or reason)`` of a TSV with a header, or of JSON lines; rows count from 0, lines from 1.
 
     ``columns`` are the names that each needed column may have. Raises UserError for a header without one of them, and
     for a file without rows.
     """
-    lines: Iterator[tuple[str, str]] = (_text(line) for line in _lines(path))
-    first, reason = next(lines, ("", ""))
+    lines = decoded_lines(path)
+    first, reason = next(lines, ("", "no line"))
     parse: Callable[[str], dict[str, str] | str] = _json
     start = 1
-    if first.startswith("{"):
+    if _is_json(first):
         lines = chain([(first, reason)], lines)
     else:
         header = [name.strip() for name in first.split("\t")]
@@ -175,7 +195,8 @@ def read_nli(path: str | Path, labels: Sequence[str] = NLI_LABELS) -> tuple[list
     ``premise``, ``hypothesis`` or ``hypo``, ``label``. ``contradictory`` is read as ``contradiction``.
 
     Rejected are rows with another number of columns than the header, an empty text, no gold label (``-``), a label
-    outside ``labels``, or bytes that are not UTF-8. Raises UserError for a file without rows or with another header.
+    outside ``labels``, a language that is no code, or bytes that are not UTF-8. Raises UserError for a file without
+    rows or with another header.
     """
     path = Path(path)
     examples, rejected = [], []
@@ -184,15 +205,28 @@ def read_nli(path: str | Path, labels: Sequence[str] = NLI_LABELS) -> tuple[list
             rejected.append(Reject(path, line, record))
             continue
         premise, hypothesis, label = (_field(record, names) for names in (_PREMISE, _HYPOTHESIS, _LABEL))
-        label = NLI_ALIASES.get(label, label)
+        label, language = NLI_ALIASES.get(label, label), record.get("language", "")
         reason = NO_GOLD_LABEL if label == "-" else _lack(premise=premise, hypothesis=hypothesis, label=label)
         if not reason and label not in labels:
             reason = f"label {label!r}, expected one of {', '.join(labels)}"
+        if not reason and "language" in record and not is_code(language):
+            reason = f"language {language!r}, expected a BCP-47 code such as en"
         if reason:
             rejected.append(Reject(path, line, reason))
         else:
-            examples.append(NliExample(premise, hypothesis, label, row, record.get("language", "")))
+            examples.append(NliExample(premise, hypothesis, label, row, language))
     return examples, rejected
+
+
+def language_of(example: NliExample | TextExample) -> str:
+    """The language that an example's row states, "" where it states none."""
+    return example.language if isinstance(example, NliExample) else ""
+
+
+def rows_of(examples: Sequence[NliExample | TextExample], language: str) -> list[Any]:
+    """The examples in a language (by any code of it) of a file with a column for it; of another file all."""
+    code = standard_code(language)
+    return [each for each in examples if not language_of(each) or standard_code(language_of(each)) == code]
 
 
 def read_classification(
@@ -224,7 +258,7 @@ def read_classification(
 def load_json(path: str | Path) -> Any:
     """The value in a JSON file; raises UserError, naming the line, where it is none."""
     path = Path(path)
-    with _open(path) as file:
+    with open_bytes(path) as file:
         data = file.read()
     try:
         return json.loads(data.decode("utf-8-sig"))
@@ -262,11 +296,13 @@ def _questions(path: Path) -> Iterator[QaExample]:
                 )
 
 
-def read_gold(path: str | Path) -> tuple[list[QaExample], list[RejectedQuestion]]:
+def read_gold(path: str | Path, asked: bool = False) -> tuple[list[QaExample], list[RejectedQuestion]]:
     """Reads a SQuAD 1.1 file to score with: each question that has an id of its own and a gold answer.
 
-    As in the official scripts, the answers' texts count and not their offsets: contexts are not looked at (``read_qa``
-    does that). Raises UserError for a file that is not of SQuAD's form or has no questions.
+    As in the official scripts, the answers' texts count and not their offsets (``read_qa`` looks at these). To be
+    ``asked`` of a model, a question needs its text and a context, too.
+
+    Raises UserError for a file that is not of SQuAD's form or has no questions.
     """
     path = Path(path)
     examples: dict[str, QaExample] = {}
@@ -276,16 +312,16 @@ def read_gold(path: str | Path) -> tuple[list[QaExample], list[RejectedQuestion]
             rejected.append(RejectedQuestion(path, question.id, "an earlier question has this id"))
         elif not question.answers:
             rejected.append(RejectedQuestion(path, question.id, "no answer"))
+        elif asked and (reason := _lack(question=question.question.strip(), context=question.context.strip())):
+            rejected.append(RejectedQuestion(path, question.id, reason))
         else:
             examples[question.id] = question
     _not_empty(path, len(examples) + len(rejected))
     return list(examples.values()), rejected
 
 
-def _unusable(example: QaExample) -> str:
-    """Why a question cannot be trained on or asked, "" where it can."""
-    if reason := _lack(question=example.question.strip(), context=example.context.strip()):
-        return reason
+def _misplaced(example: QaExample) -> str:
+    """Which answer is not where it should be, "" where all are."""
     for text, start in example.answers:
         found = example.context[start : start + len(text)] if start >= 0 else ""
         if not text or found != text:
@@ -296,15 +332,15 @@ def _unusable(example: QaExample) -> str:
 def read_qa(path: str | Path) -> tuple[list[QaExample], list[RejectedQuestion]]:
     """Reads extractive question answering in SQuAD 1.1 JSON (SQuAD, MLQA, XQuAD).
 
-    Rejected are what ``read_gold`` rejects, an empty question or context, and a question with an answer that is not, to
+    Rejected are what ``read_gold`` rejects of questions to be asked, and a question with an answer that is not, to
     the character, where ``answer_start`` says. Raises UserError for a file that is not of SQuAD's form or has no
     questions.
     """
     path = Path(path)
-    questions, rejected = read_gold(path)
+    questions, rejected = read_gold(path, asked=True)
     examples = []
     for example in questions:
-        if reason := _unusable(example):
+        if reason := _misplaced(example):
             rejected.append(RejectedQuestion(path, example.id, reason))
         else:
             examples.append(example)

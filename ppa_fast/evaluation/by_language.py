@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ppa_fast.data.corpus import standard_code
 from ppa_fast.data.examples import parse_files
 from ppa_fast.errors import UserError
 
@@ -33,11 +32,6 @@ def check_same(gold: dict[str, Path], predictions: dict[str, Path]) -> None:
         raise UserError(
             f"--predictions: found files for {', '.join(predictions)}, expected one for each of {', '.join(gold)}"
         )
-
-
-def base_language(code: str) -> str:
-    """The language of a code without script and country: "zh" of ``zh_Hant``."""
-    return standard_code(code).split("_")[0]
 
 
 def means(scores: dict[str, dict[str, Any]], metrics: Sequence[str]) -> dict[str, float]:

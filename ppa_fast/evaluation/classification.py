@@ -13,15 +13,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ppa_fast.data.corpus import Reject, _lines, _text, standard_code
+from ppa_fast.data.corpus import Reject, text_lines
 from ppa_fast.data.examples import (
     NLI_ALIASES,
     NLI_LABELS,
     NO_GOLD_LABEL,
     NliExample,
     TextExample,
+    language_of,
     read_classification,
     read_nli,
+    rows_of,
 )
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation.by_language import NO_LANGUAGE, check_same, format_scores, means, named_files
@@ -57,50 +59,57 @@ def score_labels(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, Any
 def read_labels(path: str | Path) -> list[str]:
     """A label for each line of a file, without surrounding white space; raises UserError for a line without one."""
     labels = []
-    for number, line in enumerate(_lines(Path(path)), 1):
-        text, reason = _text(line)
-        if reason or not text.strip():
-            raise UserError(f"{path}:{number}: {reason or 'an empty line'}, expected a label")
-        labels.append(text.strip())
+    for number, label in text_lines(path):
+        if not label:
+            raise UserError(f"{path}:{number}: an empty line, expected a label")
+        labels.append(label)
     return labels
 
 
-def _read_gold(name: str, path: Path, read: Reader) -> Examples:
-    """The rows to score. Those without a gold label are left out, as everywhere; any other bad row is an error.
+def _read_gold(name: str, path: Path, read: Reader) -> tuple[Examples, int]:
+    """The rows to score, and how many rows the file has.
 
-    Of a file with a column for the language those of ``name``, if that says one.
+    Those without a gold label are left out, as everywhere; any other bad row is an error. Of a file with a column for
+    the language those of ``name`` are scored, if that says one.
     """
     examples, rejected = read(path)
     if bad := [reject for reject in rejected if reject.reason != NO_GOLD_LABEL]:
         raise UserError(f"{bad[0]} ({len(bad):,} such; an evaluation set must have no bad row)")
     if rejected:
         print(f"{path}: {len(rejected):,} rows without a gold label are not scored", file=sys.stderr)
-    if name != NO_LANGUAGE and any(map(_language, examples)):
-        examples = [e for e in examples if _language(e) and standard_code(_language(e)) == standard_code(name)]
+    count = len(examples) + len(rejected)
+    if name != NO_LANGUAGE:
+        examples = rows_of(examples, name)
     if not examples:
         raise UserError(f"{path}: no rows to score in language {name}")
-    return examples
-
-
-def _language(example: NliExample | TextExample) -> str:
-    return example.language if isinstance(example, NliExample) else ""
+    return examples, count
 
 
 def _text_of(example: NliExample | TextExample) -> str | tuple[str, str]:
     return (example.premise, example.hypothesis) if isinstance(example, NliExample) else example.text
 
 
-def _check_labels(path: Path, predicted: Sequence[str], gold: Sequence[str], labels: Sequence[str] | None) -> None:
-    """A label that cannot be right is an error where the set is known (NLI), else it is named on stderr."""
-    if len(predicted) != len(gold):
+def _read_predicted(path: Path, gold: Examples, count: int, labels: Sequence[str] | None) -> list[str]:
+    """The labels predicted for the rows that are scored, from a file for these or for all ``count`` rows.
+
+    A label that cannot be right is an error where the set is known (NLI), else it is named on stderr.
+    """
+    lines = read_labels(path)
+    if len(lines) not in (len(gold), count):
+        every = f" or {count:,}, for every row of the gold file" if count != len(gold) else ""
         raise UserError(
-            f"{path}: {len(predicted):,} lines, expected {len(gold):,}: a label for each row that is scored"
+            f"{path}: {len(lines):,} lines, expected {len(gold):,}: a label for each row that is scored{every}"
         )
-    for number, label in enumerate(predicted, 1):
+    places = [example.row for example in gold] if len(lines) == count else range(len(gold))
+    predicted = []
+    for place in places:
+        label = NLI_ALIASES.get(lines[place], lines[place]) if labels else lines[place]
         if labels and label not in labels:
-            raise UserError(f"{path}:{number}: label {label!r}, expected one of {', '.join(labels)}")
-    if unknown := {*predicted} - {*gold}:
+            raise UserError(f"{path}:{place + 1}: label {label!r}, expected one of {', '.join(labels)}")
+        predicted.append(label)
+    if unknown := {*predicted} - {example.label for example in gold}:
         print(f"{path}: labels that no gold row has: {', '.join(sorted(unknown))}", file=sys.stderr)
+    return predicted
 
 
 def _predict(
@@ -137,22 +146,20 @@ def _evaluate(
     if bool(predictions) == bool(model):
         raise UserError("evaluate: expected either predictions or a model")
     files = named_files(gold, "--gold", NO_LANGUAGE)
-    examples = {name: _read_gold(name, path, read) for name, path in files.items()}
+    examples, counts = {}, {}
+    for name, path in files.items():
+        examples[name], counts[name] = _read_gold(name, path, read)
     if model:
         predicted = _predict(model, examples, labels, max_tokens)
     else:
         answers = named_files(predictions or [], "--predictions", next(iter(files)))
         check_same(files, answers)
-        predicted = {
-            name: [NLI_ALIASES.get(x, x) if labels else x for x in read_labels(answers[name])] for name in files
-        }
-        for name, rows in examples.items():
-            _check_labels(answers[name], predicted[name], [example.label for example in rows], labels)
+        predicted = {name: _read_predicted(answers[name], examples[name], counts[name], labels) for name in files}
 
     by_language: dict[str, tuple[list[str], list[str]]] = {}
     for name, rows in examples.items():
         for example, label in zip(rows, predicted[name], strict=True):
-            language = (_language(example) or name) if name == NO_LANGUAGE else name
+            language = (language_of(example) or name) if name == NO_LANGUAGE else name
             of_gold, of_predicted = by_language.setdefault(language, ([], []))
             of_gold.append(example.label)
             of_predicted.append(label)
@@ -169,7 +176,8 @@ def evaluate_nli(
     Args:
         gold: NLI files (see ``read_nli``): one, or one for each language (``en:FILE``). A file with a column
             ``language`` (XNLI) is scored by language, or in the one that its argument names.
-        predictions: text files with a label for each row of the gold files that is scored, named in the same way.
+        predictions: text files with a label for each row of the gold files, or each that is scored (those with a gold
+            label, in the language that is named), named in the same way.
         model: instead of predictions, the name or folder of a sequence classifier whose ``id2label`` has the three
             labels.
         max_tokens: of a pair, specials included, for the model (XTREME's 128).

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids
 from ppa_fast.errors import UserError
-from ppa_fast.model.encoder import FAMILIES, POOLINGS, load_encoder, max_sequence
+from ppa_fast.model import POOLINGS
+from ppa_fast.model.encoder import FAMILIES, load_encoder, max_sequence
 from ppa_fast.model.packed import ATTENTION
 from ppa_fast.model.vectors import check_layer, sentence_vectors, token_vectors
 

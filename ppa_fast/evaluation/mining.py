@@ -6,6 +6,7 @@ set and applied to another.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppa_fast.data.corpus import text_lines
+from ppa_fast.data.examples import output_file
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
 
@@ -66,7 +68,7 @@ def read_side(path: str | Path) -> Side:
 def read_pairs(path: str | Path, a: Side | None = None, b: Side | None = None) -> set[Pair]:
     """Reads ``id<TAB>id`` lines, further columns aside; a pair given twice counts once.
 
-    Raises UserError for another line, an empty file, and ids that are not in ``a`` and ``b``, where these are given.
+    Raises UserError for another line, and for ids that are not in ``a`` and ``b``, where these are given.
     """
     rows = _columns(path, "id<TAB>id", most=3)
     known = [set(side.ids) if side else None for side in (a, b)]
@@ -74,9 +76,15 @@ def read_pairs(path: str | Path, a: Side | None = None, b: Side | None = None) -
         for id_, ids in zip(columns, known, strict=False):
             if ids is not None and id_ not in ids:
                 raise UserError(f"{path}:{number}: id {id_!r} is none of the corpus's")
-    if not rows:
-        raise UserError(f"{path}: no pairs, expected lines id<TAB>id")
     return {(columns[0], columns[1]) for _, columns in rows}
+
+
+def read_gold(path: str | Path, a: Side | None = None, b: Side | None = None) -> set[Pair]:
+    """``read_pairs`` of gold pairs, of which there must be some: mining may find nothing, gold without any is none."""
+    gold = read_pairs(path, a, b)
+    if not gold:
+        raise UserError(f"{path}: no pairs, expected lines id<TAB>id")
+    return gold
 
 
 def read_corpus(spec: str, flag: str, gold: bool) -> Corpus:
@@ -85,7 +93,7 @@ def read_corpus(spec: str, flag: str, gold: bool) -> Corpus:
     if not all(names) or len(names) not in ((3,) if gold else (2, 3)):
         raise UserError(f"{flag} {spec}: expected SRC,TGT,GOLD" + ("" if gold else " or SRC,TGT"))
     a, b = read_side(names[0]), read_side(names[1])
-    return Corpus(a, b, read_pairs(names[2], a, b) if len(names) == 3 else None)
+    return Corpus(a, b, read_gold(names[2], a, b) if len(names) == 3 else None)
 
 
 def score_pairs(mined: set[Pair], gold: set[Pair]) -> dict[str, float]:
@@ -201,15 +209,22 @@ def evaluate_mining(
     Vectors take ``4·H·(N + M)`` bytes (1.2 GB for 200,000 sentences a side of width 768), ``neighbours.nearest`` says
     what is added to that. Raises UserError for unusable files and requests.
     """
+    if mined_out is not None:
+        if model is None:
+            raise UserError(f"--mined-out {mined_out}: goes with a model")
+        mined_out = output_file(mined_out, "--mined-out")
     if (gold is None) != (predictions is None) or (model is None) != (dev is None) or (gold is None) == (model is None):
         raise UserError("mine: expected either gold and predictions, or a model with dev")
     if gold is not None and predictions is not None:
-        wanted, found = read_pairs(gold), read_pairs(predictions)
+        wanted, found = read_gold(gold), read_pairs(predictions)
+        if not {a for a, _ in found} & {a for a, _ in wanted}:
+            print(
+                f"{predictions}: no pair begins with an id that a pair in {gold} begins with; expected the same order",
+                file=sys.stderr,
+            )
         return {**score_pairs(found, wanted), "mined": len(found), "gold": len(wanted)}
     assert model is not None
     assert dev is not None
-    if mined_out and not Path(mined_out).parent.is_dir():
-        raise UserError(f"--mined-out {mined_out}: expected a file in a folder that exists")
     corpora = {"dev": read_corpus(dev, "--dev", gold=True)}
     if test:
         corpora["test"] = read_corpus(test, "--test", gold=False)
@@ -232,7 +247,7 @@ def evaluate_mining(
         if corpus.gold is not None:
             scores = {**score_pairs(set(pairs[:count]), corpus.gold), "gold": len(corpus.gold), **scores}
         result[name] = {**scores, "repeated": repeated}
-    if mined_out:
+    if mined_out is not None:
         lines = (f"{a}\t{b}\t{margin:.6f}\n" for (a, b), margin in zip(pairs[:count], margins, strict=False))
         write_text(Path(mined_out), "".join(lines))
     last = result["test"] or result["dev"]

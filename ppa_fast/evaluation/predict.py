@@ -130,13 +130,25 @@ def best_spans(starts: Tensor, ends: Tensor, allowed: Tensor) -> tuple[Tensor, T
     return score, first, first + index % MAX_ANSWER_TOKENS
 
 
-def _shorten(tokenizer: PreTrainedTokenizerBase, questions: list[str], max_tokens: int) -> list[str]:
-    """Questions without what follows their first ``max_tokens`` tokens."""
+def shorten_questions(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_tokens: int) -> list[str]:
+    """Questions for windows of ``max_tokens``: cut at 64 tokens, as in SQuAD's reference, and at a sixth of a window.
+
+    The sixth leaves room for the context in a small model.
+    """
     encoded = tokenizer(
-        questions, add_special_tokens=False, truncation=True, max_length=max_tokens, return_offsets_mapping=True
+        list(questions),
+        add_special_tokens=False,
+        truncation=True,
+        max_length=min(64, max_tokens // 6),
+        return_offsets_mapping=True,
     )
     ends = ([end for _, end in offsets] for offsets in encoded["offset_mapping"])
     return [text[: max(end, default=0)] for text, end in zip(questions, ends, strict=True)]
+
+
+def shared_tokens(stride: int, max_tokens: int) -> int:
+    """How many tokens consecutive windows of ``max_tokens`` share: ``stride``, but a third of a window at most."""
+    return min(stride, max_tokens // 3)
 
 
 def question_windows(
@@ -148,18 +160,17 @@ def question_windows(
 ) -> Any:
     """Questions with their contexts, a long context in windows: a row of at most ``max_tokens`` tokens for each window.
 
-    Consecutive windows of a context share ``stride`` tokens. A question is cut at 64 tokens, as in SQuAD's reference
-    (both are at most a third and a sixth of ``max_tokens``, so that a small model has room for the context).
+    See ``shorten_questions`` and ``shared_tokens``.
 
     Returns the tokenizer's encoding with ``overflow_to_sample_mapping`` (the question of each row) and
     ``offset_mapping`` (characters of the context for each of its tokens; ``sequence_ids`` tells which those are).
     """
     return tokenizer(
-        _shorten(tokenizer, list(questions), min(64, max_tokens // 6)),
+        shorten_questions(tokenizer, questions, max_tokens),
         list(contexts),
         truncation="only_second",
         max_length=max_tokens,
-        stride=min(stride, max_tokens // 3),
+        stride=shared_tokens(stride, max_tokens),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )

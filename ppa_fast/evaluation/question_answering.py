@@ -17,11 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import langcodes
-
+from ppa_fast.data.corpus import base_language, is_code
 from ppa_fast.data.examples import LISTED, QaExample, load_json, read_gold
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation.by_language import NO_LANGUAGE, base_language, check_same, format_scores, means, only_file
+from ppa_fast.evaluation.by_language import NO_LANGUAGE, check_same, format_scores, means, only_file
 
 METRICS = ("exact_match", "f1")
 
@@ -145,7 +144,7 @@ def _named_files(specs: Sequence[str], flag: str, name: str | None) -> dict[str,
         if not colon:
             key, file = "-".join(dict.fromkeys(match.groups())) if (match := _MLQA_NAME.search(spec)) else "", spec
         codes = key.split("-")
-        if len(codes) > 2 or not all(langcodes.tag_is_valid(code.replace("_", "-")) for code in codes):
+        if len(codes) > 2 or not all(map(is_code, codes)):
             hint = "; or --language LANG for a single file" if flag == "--gold" else ""
             raise UserError(
                 f"{flag} {spec}: expected LANG:FILE, LANG-LANG:FILE (context and question) or a file with MLQA's name "
@@ -207,13 +206,13 @@ def evaluate_qa(
         raise UserError(f"metric: found {metric!r}, expected mlqa or squad")
     if bool(predictions) == bool(model):
         raise UserError("evaluate qa: expected either predictions or a model")
-    if language is not None and (only_file(gold) is None or not langcodes.tag_is_valid(language.replace("_", "-"))):
+    if language is not None and (only_file(gold) is None or not is_code(language)):
         raise UserError(f"--language {language}: expected a BCP-47 code, for a single --gold FILE")
     mlqa_name = len(gold) == 1 and _MLQA_NAME.search(gold[0])
     files = _named_files(gold, "--gold", language or (None if metric == "mlqa" or mlqa_name else NO_LANGUAGE))
     examples = {}
     for key, path in files.items():
-        examples[key], rejected = read_gold(path)
+        examples[key], rejected = read_gold(path, asked=model is not None)
         if rejected:
             raise UserError(f"{rejected[0]} ({len(rejected):,} such; an evaluation set must have no bad question)")
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppa_fast.data.corpus import read_eval_pairs, standard_code
+from ppa_fast.data.corpus import is_english, read_eval_pairs
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation import neighbours
 from ppa_fast.evaluation.embedder import Embedder, stated_pooling
@@ -83,10 +83,6 @@ def _languages(name: str) -> tuple[str, str]:
     return a, b
 
 
-def _is_english(language: str) -> bool:
-    return standard_code(language).split("_")[0] == "en"
-
-
 def summarise(pairs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The result of an evaluation from its pairs' scores, ``{"en-de": {"a_to_b": …, "b_to_a": …, …}, …}``.
 
@@ -99,9 +95,9 @@ def summarise(pairs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for criterion in criteria:
         a_to_b, b_to_a = f"{criterion}a_to_b", f"{criterion}b_to_a"
         from_english = [
-            scores[a_to_b if _is_english(_languages(name)[0]) else b_to_a]
+            scores[a_to_b if is_english(_languages(name)[0]) else b_to_a]
             for name, scores in pairs.items()
-            if any(map(_is_english, _languages(name)))
+            if any(map(is_english, _languages(name)))
         ]
         result[f"{criterion}mean"] = fmean(scores[way] for scores in pairs.values() for way in (a_to_b, b_to_a))
         result[f"{criterion}english_to_foreign"] = fmean(from_english) if from_english else None
@@ -164,12 +160,12 @@ def format_table(result: dict[str, Any], before: dict[str, Any] | None = None) -
     ``result`` is as from ``evaluate_retrieval``. With ``before``, another model's result on the same pairs, each
     direction has two columns; without, the margin criterion has its own, where the result has it.
     """
-    english = all(any(map(_is_english, _languages(name))) for name in result["pairs"])
+    english = all(any(map(is_english, _languages(name))) for name in result["pairs"])
 
     def directions(name: str, scores: dict[str, float], criterion: str = "") -> list[float]:
         """From English and to English where every pair has it, else from a to b and from b to a."""
         ways = [scores[f"{criterion}a_to_b"], scores[f"{criterion}b_to_a"]]
-        return ways[::-1] if english and not _is_english(_languages(name)[0]) else ways
+        return ways[::-1] if english and not is_english(_languages(name)[0]) else ways
 
     ways = ["en→xx", "xx→en"] if english else ["a→b", "b→a"]
     table: dict[str, list[float]] = {}

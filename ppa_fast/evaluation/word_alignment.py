@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppa_fast.data.corpus import PairSource, Reject, count_pairs, read_pairs, text_lines
+from ppa_fast.data.examples import output_file
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
 
@@ -126,7 +127,7 @@ def read_words(pairs: str) -> list[tuple[list[str], list[str]]]:
 
 def _note_base(path: str | Path, alignment: Alignment, one_indexed: bool, option: str) -> None:
     """Says on stderr that positions may count from 1: files that count from 0 nearly always have a link to a 0."""
-    if not one_indexed and all(i and j for _, i, j in alignment.possible):
+    if not one_indexed and alignment.possible and all(i and j for _, i, j in alignment.possible):
         print(f"{path}: no position is 0; if positions count from 1, say {option}", file=sys.stderr)
 
 
@@ -172,8 +173,10 @@ def evaluate_alignment(
     """
     if (links is None) == (model is None) or (pairs is None) != (model is None):
         raise UserError("align: expected either links, or a model with pairs")
-    if links_out and (model is None or not Path(links_out).parent.is_dir()):
-        raise UserError(f"--links-out {links_out}: expected a model's links, and a file in a folder that exists")
+    if links_out is not None:
+        if model is None:
+            raise UserError(f"--links-out {links_out}: goes with a model")
+        links_out = output_file(links_out, "--links-out")
     wanted = read_alignment(gold, one_indexed)
     _note_base(gold, wanted, one_indexed, "--one-indexed")
     about: dict[str, Any] = {}
@@ -188,7 +191,7 @@ def evaluate_alignment(
         words = read_words(pairs)
         _check_counts(gold, wanted, len(words), pairs)
         found, about = _links_of_model(model, words, layer, method, threshold)
-        if links_out:
+        if links_out is not None:
             write_text(Path(links_out), format_pharaoh(found, len(words)))
     scores = score_links(found, wanted.sure, wanted.possible)
     counts = {"links": len(found), "sure": len(wanted.sure), "possible": len(wanted.possible)}

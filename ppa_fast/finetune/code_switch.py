@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppa_fast.data.corpus import standard_code
+from ppa_fast.data.corpus import is_english
 from ppa_fast.errors import UserError
 from ppa_fast.ops.philox import pair_words, threshold
 
@@ -42,7 +42,7 @@ def coins(seed: int, epoch: int, ids: Tensor, share: float, languages: int) -> t
 
 def english_of(languages: list[str]) -> str | None:
     """The code that stands for English (``en``, ``eng``, ``en_GB``), None where there is none."""
-    return next((code for code in languages if standard_code(code).split("_")[0] == "en"), None)
+    return next((code for code in languages if is_english(code)), None)
 
 
 @dataclass(frozen=True)

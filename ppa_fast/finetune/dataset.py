@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ppa_fast.files import writing
 from ppa_fast.finetune.code_switch import Mixture
 from ppa_fast.finetune.parallel import Parallel
 from ppa_fast.finetune.task import Task
@@ -56,10 +57,11 @@ def dump(task: Task, data: Parallel, mix: Mixture, seeds: Iterable[int], epochs:
     """Writes the training sets of all seeds as JSON lines: every example of every epoch, in the files' order.
 
     A line has the seed, the epoch, the row, the copy's ``own`` language, whether the example is switched, the languages
-    of its sides, and its texts.
+    of its sides, and its texts. The file appears whole or not at all.
     """
     rows = torch.tensor(data.rows)
-    with path.open("w", encoding="utf-8") as file:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path), temporary.open("w", encoding="utf-8") as file:
         for seed in seeds:
             for epoch in range(epochs):
                 for number, sides in enumerate(mix.sides(seed, epoch, rows).tolist()):
@@ -75,3 +77,4 @@ def dump(task: Task, data: Parallel, mix: Mixture, seeds: Iterable[int], epochs:
                         **task.record(task.mix(data.examples[first][row], data.examples[second][row])),
                     }
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    temporary.rename(path)

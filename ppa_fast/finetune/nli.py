@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ppa_fast.data.corpus import standard_code
-from ppa_fast.data.examples import NLI_LABELS, NliExample, read_nli
+from ppa_fast.data.examples import NLI_LABELS, NliExample, read_nli, rows_of
 from ppa_fast.finetune.classify import SequenceClassification
 
 
@@ -21,8 +20,7 @@ class Nli(SequenceClassification):
     def read(path: Path, language: str, labels: Sequence[str] | None = None) -> tuple[list[Any], list[Any]]:
         """XNLI's files hold 15 languages: the rows of ``language`` are read where a column names it."""
         examples, rejected = read_nli(path, labels or NLI_LABELS)
-        code = standard_code(language)
-        return [e for e in examples if not e.language or standard_code(e.language) == code], rejected
+        return rows_of(examples, language), rejected
 
     @staticmethod
     def labels_of(examples: Sequence[Any]) -> tuple[str, ...]:

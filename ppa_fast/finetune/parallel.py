@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppa_fast.data.corpus import Reject, _lines
-from ppa_fast.data.examples import QaExample, RejectedQuestion, format_rejected
+from ppa_fast.data.corpus import Reject
+from ppa_fast.data.examples import QaExample, RejectedQuestion, format_rejected, line_of
 from ppa_fast.errors import UserError
 
 Rejected = Reject | RejectedQuestion
@@ -33,8 +33,7 @@ def _mark(path: Path, example: Any, reason: str) -> Rejected:
     """A rejected example with its place: the question's id, or the line in a TSV with a header or in JSON lines."""
     if isinstance(example, QaExample):
         return RejectedQuestion(path, example.id, reason)
-    first = next(_lines(path), b"") or b""
-    return Reject(path, example.row + (1 if first.startswith(b"{") else 2), reason)
+    return Reject(path, line_of(path, example.row), reason)
 
 
 def _key(example: Any) -> Hashable:
@@ -73,12 +72,15 @@ def read_parallel(files: dict[str, Path], read: Reader, max_rejected: float = 0.
     """
     found: dict[str, dict[Hashable, Any]] = {}
     rejected: list[Rejected] = []
+    listed: set[Hashable] = set()
     counts: dict[str, int] = {}
     for code, path in files.items():
         examples, bad = read(path, code)
         found[code] = {_key(example): example for example in examples}
         counts[code] = len(examples) + len(bad)
         rejected += bad
+        start = line_of(path, 0) if any(isinstance(reject, Reject) for reject in bad) else 0
+        listed |= {reject.line - start if isinstance(reject, Reject) else reject.id for reject in bad}
     first, *others = files
     by_id = any(isinstance(example, QaExample) for examples in found.values() for example in examples.values())
     if not by_id:
@@ -86,15 +88,14 @@ def read_parallel(files: dict[str, Path], read: Reader, max_rejected: float = 0.
 
     kept: dict[str, list[Any]] = {code: [] for code in files}
     rows = []
-    unusable = {reject.id for reject in rejected if isinstance(reject, RejectedQuestion)}  # listed already
     for place, (key, example) in enumerate(found[first].items()):
         translations = {code: found[code].get(key) for code in files}
         usable = all(translation is not None for translation in translations.values())
         for code in others:
             translation = translations[code]
             if translation is None:
-                if by_id and key not in unusable:
-                    rejected.append(_mark(files[first], example, f"not in {files[code]}"))
+                if key not in listed:
+                    rejected.append(_mark(files[first], example, f"not in {code}:{files[code]}"))
             elif reason := _difference(translation, example):
                 rejected.append(_mark(files[code], translation, f"{reason} in {files[first]}"))
                 usable = False
@@ -102,13 +103,12 @@ def read_parallel(files: dict[str, Path], read: Reader, max_rejected: float = 0.
             rows.append(place if by_id else example.row)
             for code, translation in translations.items():
                 kept[code].append(translation)
-    if by_id:
-        rejected += [
-            _mark(files[code], example, f"not in {files[first]}")
-            for code in others
-            for key, example in found[code].items()
-            if key not in found[first] and key not in unusable
-        ]
+    rejected += [
+        _mark(files[code], example, f"not in {first}:{files[first]}")
+        for code in others
+        for key, example in found[code].items()
+        if key not in found[first] and key not in listed
+    ]
 
     share = 1 - len(rows) / counts[first]
     if not rows or share > max_rejected:

@@ -243,6 +243,10 @@ def pretrain(
     for name, value in {**sizes, "--max-tokens": max_tokens}.items():
         if value is not None and not value > 0:
             raise UserError(f"{name} {value}: expected more than 0")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: expected at least 0")
+    if not 0 <= max_rejected <= 1:
+        raise UserError(f"--max-rejected {max_rejected}: expected a share between 0 and 1")
 
     mlm, tokenizer = load_masked_lm(model), load_tokenizer(model)
     special = special_ids(tokenizer)

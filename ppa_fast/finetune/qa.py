@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel
 
 from ppa_fast.data.examples import QaExample, read_gold, read_qa
-from ppa_fast.evaluation.predict import _shorten, answer_questions, question_windows
+from ppa_fast.evaluation.predict import answer_questions, question_windows, shared_tokens, shorten_questions
 from ppa_fast.evaluation.question_answering import score_answers
 from ppa_fast.finetune.task import Defaults, Task, first_rank
 
@@ -55,7 +55,7 @@ class Qa(Task):
     @staticmethod
     def read_scored(path: Path, language: str, labels: Sequence[str] | None = None) -> tuple[list[Any], list[Any]]:
         """Scores need the answers' texts, not their places."""
-        return read_gold(path)
+        return read_gold(path, asked=True)
 
     @staticmethod
     def mix(first: QaExample, second: QaExample) -> QaExample:
@@ -72,7 +72,7 @@ class Qa(Task):
         def count(texts: list[str]) -> list[int]:
             return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
 
-        questions = count(_shorten(self.tokenizer, [e.question for e in examples], min(64, self.max_tokens // 6)))
+        questions = count(shorten_questions(self.tokenizer, [e.question for e in examples], self.max_tokens))
         contexts = [*dict.fromkeys(e.context for e in examples)]  # each has several questions
         tokens = dict(zip(contexts, count(contexts), strict=True))
         return torch.tensor([[q, tokens[e.context]] for q, e in zip(questions, examples, strict=True)])
@@ -80,7 +80,7 @@ class Qa(Task):
     def pieces(self, lengths: Tensor) -> Tensor:
         """Windows: one more for each ``room - stride`` tokens of the context beyond the first ``room``."""
         room = self.max_tokens - self.tokenizer.num_special_tokens_to_add(pair=True) - lengths[:, 0]
-        step = room - min(self.stride, self.max_tokens // 3)
+        step = room - shared_tokens(self.stride, self.max_tokens)
         return 1 + ((lengths[:, 1] - room).clamp(min=0) + step - 1) // step
 
     def collate(self, items: list[tuple[QaExample, int]]) -> dict[str, Tensor]:

@@ -13,12 +13,13 @@ import torch
 import xxhash
 from transformers import AutoConfig
 
+from ppa_fast.data.corpus import is_english
 from ppa_fast.data.encode import load_tokenizer
-from ppa_fast.data.examples import load_json, parse_files
+from ppa_fast.data.examples import load_json, output_file, parse_files
 from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder, write_text
 from ppa_fast.finetune.classify import Classify
-from ppa_fast.finetune.code_switch import english_of, mixture
+from ppa_fast.finetune.code_switch import mixture
 from ppa_fast.finetune.dataset import dump
 from ppa_fast.finetune.job import Job, Settings, cut, to_json
 from ppa_fast.finetune.nli import Nli
@@ -64,11 +65,13 @@ def _check_out(out: Path, settings: Settings) -> None:
         raise UserError(f"--out {out}: begun with {name} {found.get(name)}, now {value}; expected a new folder")
 
 
-def _check_numbers(settings: Settings, seeds: int) -> None:
-    least = {"seeds": (seeds, 1), "epochs": (settings.epochs, 1), "max-tokens": (settings.max_tokens, 16)}
-    for name, (value, minimum) in least.items():
+def _check_numbers(settings: Settings, seeds: int, first_seed: int) -> None:
+    least = {"seeds": (seeds, 1), "first-seed": (first_seed, 0), "epochs": (settings.epochs, 1)}
+    for name, (value, minimum) in {**least, "max-tokens": (settings.max_tokens, 16)}.items():
         if value < minimum:
             raise UserError(f"--{name} {value}: expected at least {minimum}")
+    if not 0 <= settings.max_rejected <= 1:
+        raise UserError(f"--max-rejected {settings.max_rejected}: expected a share between 0 and 1")
     if not settings.learning_rate > 0:
         raise UserError(f"--learning-rate {settings.learning_rate}: expected a positive number")
 
@@ -142,10 +145,11 @@ def finetune(
         parse_files(specs, flag) for specs, flag in ((train, "--train"), (dev, "--dev"), (test, "--test"))
     )
     mix = mixture(recipe, [*files], language, code_switch)
-    if recipe == "zero-shot" and (foreign := [code for code in dev_files if not english_of([code])]):
+    if recipe == "zero-shot" and (foreign := [code for code in dev_files if not is_english(code)]):
         raise UserError(f"--dev {foreign[0]}: zero-shot selects its model in English; expected en:FILE alone")
     if deepspeed is not None:
         _check_deepspeed(Path(deepspeed))
+    dump_file = output_file(dump_switched, "--dump-switched") if dump_switched is not None else None
 
     def default(value: Any, name: str) -> Any:
         return getattr(kind.defaults, name) if value is None else value
@@ -172,7 +176,7 @@ def finetune(
             ]
         ),
     )
-    _check_numbers(settings, seeds)
+    _check_numbers(settings, seeds, first_seed)
     micro, accumulation = cut(settings.batch, micro_batch)
     data = read_parallel({code: files[code] for code in mix.codes}, kind.read, max_rejected)
     config, tokenizer = load_pretrained(AutoConfig, model), load_tokenizer(model)
@@ -203,9 +207,11 @@ def finetune(
     if first_rank():
         _check_out(folder, settings)
         write_text(folder / "rejected.tsv", "".join(f"{reject}\n" for reject in data.rejected))
-        print(f"{len(data.rows):,} rows in {', '.join(mix.codes)}, {len(data.rejected):,} rejected", file=sys.stderr)
-        if dump_switched is not None:
-            dump(job_task, data, mix, range(first_seed, first_seed + seeds), settings.epochs, Path(dump_switched))
+        listed = f" (listed in {folder / 'rejected.tsv'})" if data.rejected else ""
+        counts = f"{len(data.rows):,} rows in {', '.join(mix.codes)}, {len(data.rejected):,} rejected{listed}"
+        print(counts, file=sys.stderr)
+        if dump_file is not None:
+            dump(job_task, data, mix, range(first_seed, first_seed + seeds), settings.epochs, dump_file)
 
     runs = []
     for seed in range(first_seed, first_seed + seeds):

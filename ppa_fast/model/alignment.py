@@ -55,7 +55,8 @@ class AlignmentModel(nn.Module):
         if not tlm:
             shared = {id(p) for p in encoder_of(mlm).parameters()}
             for parameter in lm_head_of(mlm).parameters():
-                parameter.requires_grad_(id(parameter) in shared)
+                if id(parameter) not in shared:
+                    parameter.requires_grad_(False)
         if not moco:
             self.projection.requires_grad_(False)
 

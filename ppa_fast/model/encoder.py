@@ -25,8 +25,6 @@ FAMILIES: dict[str, tuple[str, str]] = {
 }
 """Families that can be trained: ``model_type`` → (attribute of the encoder, attribute of the LM head)."""
 
-POOLINGS = ("cls", "mean")
-
 # RoBERTa's kin number positions from pad_id + 1, so that many rows of the position table are never read.
 _POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "mpnet", "data2vec-text"}
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForPreTraining, PreTrainedModel, PreTrainedTokenizerBase
 
+from ppa_fast.files import sync
 from ppa_fast.hub import load_pretrained, quiet
 
 UNTOUCHED = "untouched.safetensors"
@@ -55,7 +56,10 @@ def save_base(
         mlm.config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     save_file(untouched_weights(name_or_dir, mlm), temporary / UNTOUCHED, metadata={"format": "pt"})
+    for file in temporary.iterdir():
+        sync(file)
     temporary.rename(folder)
+    sync(folder.parent)
 
 
 def save_folder(

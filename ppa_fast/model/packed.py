@@ -21,7 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ppa_fast.errors import UserError
-from ppa_fast.model.encoder import POOLINGS, max_sequence
+from ppa_fast.model import POOLINGS
+from ppa_fast.model.encoder import max_sequence
 from ppa_fast.ops.assemble import Stream
 
 ATTENTION = "ppa_fast_packed"

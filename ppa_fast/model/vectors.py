@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ppa_fast.errors import UserError
-from ppa_fast.model.encoder import POOLINGS, max_sequence
+from ppa_fast.model import POOLINGS
+from ppa_fast.model.encoder import max_sequence
 from ppa_fast.model.packed import ATTENTION, packed_hidden, pool_packed
 from ppa_fast.ops.assemble import Stream
 from ppa_fast.progress import Progress

@@ -26,7 +26,7 @@ from ppa_fast.errors import UserError
 from ppa_fast.files import remove_folder, sync, write_text, writing
 
 STATE = "state.json"
-KEYS = {"step", "steps", "applied", "skipped", "best", "cursor", "loss_scale", "batch", "store", "settings", "files"}
+KEYS = {"step", "steps", "applied", "skipped", "best", "cursor", "loss_scaler", "batch", "store", "settings", "files"}
 
 
 class Checkpoints:
@@ -178,7 +178,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    """``<name>.safetensors`` of a checkpoint folder, on the CPU; raises UserError, naming the file, if damaged."""
+    """``<name>.safetensors`` of a folder, on the CPU; raises UserError, naming the file, if damaged."""
     file = path / f"{name}.safetensors"
     try:
         return load_file(file)

@@ -27,8 +27,9 @@ def evaluate_pairs(encoder: nn.Module, plan: Plan, device: torch.device) -> dict
     for source, *sides in plan.eval_pairs:
         vectors = []
         for texts in sides:
-            rows = encode(texts)[rank::world]
-            mine = sentence_vectors(encoder, rows, store.special, plan.settings.pooling, device=device)
+            mine = sentence_vectors(
+                encoder, encode(texts[rank::world]), store.special, plan.settings.pooling, device=device
+            )
             everyone: list[Tensor] = [mine] * world
             dist.all_gather_object(everyone, mine)
             whole = torch.empty(len(texts), mine.shape[1])

@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
 from ppa_fast.data.encode import load_tokenizer
@@ -20,9 +17,11 @@ from ppa_fast.evaluation.embedder import POOLING_FILE
 from ppa_fast.evaluation.retrieval import format_table
 from ppa_fast.files import check_new_folder
 from ppa_fast.hub import load_pretrained
-from ppa_fast.model.encoder import POOLINGS, max_sequence, missing_weights
+from ppa_fast.model import POOLINGS
+from ppa_fast.model.encoder import max_sequence, missing_weights
 from ppa_fast.model.folder import UNTOUCHED, save_folder
 from ppa_fast.training.checkpoint import Checkpoints, read_tensors
+from ppa_fast.training.metrics import read_lines
 
 # Settings that say where a run lay and how often it spoke, not what it did; they stay out of the model card.
 _PRIVATE = {
@@ -82,24 +81,6 @@ def _trained(run: Path, checkpoint: Path) -> PreTrainedModel:
     return mlm
 
 
-def _untouched(run: Path) -> dict[str, Tensor]:
-    path = run / "model" / UNTOUCHED
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-
-
-def _evaluations(run: Path) -> list[dict[str, Any]]:
-    path = run / "evaluations.jsonl"
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON lines: {error}") from error
-
-
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -143,7 +124,8 @@ def _data_section(store: dict[str, Any]) -> str:
 
 def _scores_section(run: Path, step: int) -> str:
     """The last scores up to the exported step, beside those before training if the run was evaluated then."""
-    evaluations = [entry for entry in _evaluations(run) if entry.get("pairs") and entry["step"] <= step]
+    records = read_lines(run / "evaluations.jsonl")
+    evaluations = [record for record in records if record.get("pairs") and record["step"] <= step]
     if not evaluations:
         return "The run was not evaluated."
     first, shown = evaluations[0], evaluations[-1]
@@ -262,7 +244,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str | None = None) -> N
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_folder(mlm, _untouched(run), tokenizer, temporary)
+        save_folder(mlm, read_tensors(run / "model", Path(UNTOUCHED).stem), tokenizer, temporary)
         max_seq_length = min(max_tokens + 2, max_sequence(mlm.config))
         _write_sentence_transformers(temporary, mlm.config.hidden_size, settings["pooling"], max_seq_length)
         card = _card(run, settings, step, mlm.config.model_type, max_seq_length)

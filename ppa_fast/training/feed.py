@@ -30,7 +30,9 @@ class Feed:
     ) -> None:
         self._batches, self._assemble, self._device = batches, assemble, torch.device(device)
         self._side = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._worker = ThreadPoolExecutor(1, "feed")
+        # A new thread is on GPU 0: going back there from the side stream, every rank would open a CUDA context on it.
+        here = (torch.cuda.set_device, (self._side.device,)) if self._side is not None else ()
+        self._worker = ThreadPoolExecutor(1, "feed", *here)
         self._ahead: tuple[int, Future[tuple[list[MicroBatch], torch.cuda.Event | None]]] | None = None
         self._held: list[MicroBatch] = []
 

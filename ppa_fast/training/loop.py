@@ -143,6 +143,7 @@ class Trainer:
         )
         self.step = self.applied = self.skipped = 0
         self.not_finite: list[dict[str, Any]] = []  # what the last steps say, if they were not
+        self.saved = 0  # the step of the latest checkpoint
         self.best: float | None = None  # mean P@1 of the best evaluation so far
         self.run = Path(settings.output)
         self.checkpoints = Checkpoints(self.run)
@@ -189,7 +190,7 @@ class Trainer:
             tlm_sum, query = self.engine(streams)
             losses = objective(tlm_sum, query, key, batch.groups, self.queue, self.weights, totals.masked, pairs)
             # DeepSpeed divides by the accumulation steps and averages over the ranks; the total is a part of a sum.
-            self.engine.backward(losses.total * (self.plan.config.accumulation * self.world))
+            self.masters.backward(losses.total * (self.plan.config.accumulation * self.world))
             if len(keys) < len(batches) - 1:
                 self.engine.step()
             tlm, moco, top1 = tlm + losses.tlm, moco + losses.moco, top1 + losses.top1
@@ -225,7 +226,7 @@ class Trainer:
         """
         settings, steps = self.settings, self.plan.steps
         evaluation = self.evaluate() if self.step == 0 else None
-        saved, stop = self.step, False
+        stop = False
         launched: deque[Figures] = deque()
         rates = Rates()
         with Progress("train", steps, "steps", initial=self.step, enabled=self.rank == 0) as bar:
@@ -242,12 +243,11 @@ class Trainer:
                 with rates.paused():
                     if evaluates:
                         evaluation = self.evaluate()
-                    if saves:
+                    if saves and self.saved < self.step:  # the best one is saved already
                         self._save()
-                        saved = self.step
             for figures in launched:  # after a signal
                 self._report(figures.read(), rates, bar, last=True)
-            if saved < self.step:
+            if self.saved < self.step:
                 self._save()
         if self.rank == 0:
             ended = "finished" if self.step >= steps else "stopped by a signal, saved"
@@ -399,7 +399,7 @@ class Trainer:
                 "skipped": self.skipped,
                 "best": self.best,
                 "cursor": self.queue.cursor,
-                "loss_scale": self.masters.loss_scale,
+                "loss_scaler": self.masters.loss_scaler,
                 "batch": self.plan.config.batch,
                 "store": self.plan.store.fingerprint,
                 "world_size": self.world,
@@ -409,6 +409,7 @@ class Trainer:
             self.evaluations.sync()
             self.checkpoints.save(self.step, state, tensors, best)
             self.checkpoints.prune(self.settings.keep)
+        self.saved = self.step
         dist.barrier()
 
     def _gather(self, tensors: list[Tensor]) -> dict[str, Tensor]:
@@ -417,15 +418,16 @@ class Trainer:
 
     def _load(self, path: Path) -> None:
         state, query = read_state(path), read_tensors(path, "query")
-        expected = set(self.masters.parameters) | set(self.frozen)
-        if set(query) != expected:
-            odd = sorted(set(query) ^ expected)[0]
+        found = {name: tensor.shape for name, tensor in query.items()}
+        expected = {**self.masters.shapes, **{name: tensor.shape for name, tensor in self.frozen.items()}}
+        if found != expected:
+            odd, _ = min(found.items() ^ expected.items())
             raise UserError(f"{path / 'query.safetensors'}: its weights are not those of {self.settings.model}: {odd}")
         self.step, self.applied, self.skipped = state["step"], state["applied"], state["skipped"]
-        self.best = state["best"]
+        self.saved, self.best = self.step, state["best"]
         self.masters.set_weights(query)
         self.masters.set_step(self.applied)
-        self.masters.loss_scale = state["loss_scale"]
+        self.masters.loss_scaler = state["loss_scaler"]
         for name in ("exp_avg", "exp_avg_sq"):
             self.masters.scatter(self.masters.moments(name), read_tensors(path, name))
         if self.momentum:
@@ -440,7 +442,7 @@ class Trainer:
         """Ends what the run holds open; the process group stays, other code may use it."""
         self.signal.restore()
         self.feed.close()
-        if self.rank == 0 and hasattr(self, "metrics"):
+        if self.rank == 0:
             self.metrics.close()
             self.evaluations.close()
         self.engine.destroy()

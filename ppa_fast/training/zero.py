@@ -22,6 +22,7 @@ from torch import Tensor
 from ppa_fast.training.optimizer import AdamW
 
 BUFFER = 2**26  # elements gathered at once, over all ranks: 256 MiB in fp32
+SCALER = {"cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"}  # the last only under ZeRO
 
 
 @dataclass(frozen=True)
@@ -194,15 +195,31 @@ class ZeroMasters:
             if stretches:
                 self.optimizer.anchors[tensor] = [mine[s] for s in stretches], [theirs[s] for s in stretches]
 
-    @property
-    def loss_scale(self) -> float:
-        """What losses are multiplied by before backward: a power of two that follows the gradients in fp16, else 1."""
-        return float(self.engine.optimizer.loss_scale) if self.engine.fp16_enabled() else 1.0
+    def _scaler(self) -> dict[str, Any]:
+        """The attributes of DeepSpeed's dynamic loss scaler; none where losses are not scaled, or by a fixed number."""
+        if not (self.engine.fp16_enabled() and self.engine.dynamic_loss_scale()):
+            return {}
+        return vars(self.engine.optimizer.loss_scaler if self.stage else self.engine.optimizer.loss_scale_config)
 
-    @loss_scale.setter
-    def loss_scale(self, scale: float) -> None:
-        if self.engine.fp16_enabled():
-            self.engine.optimizer.loss_scale = scale
+    @property
+    def loss_scaler(self) -> dict[str, float]:
+        """The loss scale that follows the gradients in fp16, and the counters by which it does; else empty."""
+        return {name: value for name, value in self._scaler().items() if name in SCALER}
+
+    @loss_scaler.setter
+    def loss_scaler(self, state: Mapping[str, float]) -> None:
+        scaler = self._scaler()
+        scaler.update({name: value for name, value in state.items() if name in scaler})
+
+    def backward(self, loss: Tensor) -> None:
+        """The engine's backward from a micro-batch's part of the loss.
+
+        In fp16 DeepSpeed divides the gradients by the loss scale at every stage, but multiplies the loss by it under
+        ZeRO alone (its pull request 8393).
+        """
+        if self.stage == 0 and self.engine.fp16_enabled():
+            loss = loss * self.engine.optimizer.loss_scale
+        self.engine.backward(loss)
 
     def step(self, lr: float) -> tuple[bool, float]:
         """The engine's optimizer step at the end of a global step.
@@ -222,7 +239,7 @@ class ZeroMasters:
             self.engine.step()
             return not self.optimizer.skip, norm
         # Stage 0 reports the norm of the scaled gradient.
-        scale = 1.0 if self.stage else self.loss_scale
+        scale = 1.0 if self.stage else float(wrapper.loss_scale)
         self.engine.step()
         if wrapper.overflow and self.stage == 2:
             # With an offloaded optimizer DeepSpeed would add the next step's gradients to those that are not finite.

@@ -103,11 +103,17 @@ def test_a_task_at_chance_is_not_measurable(english: float, measurable: bool, pl
 def test_english_may_be_either_side_of_a_retrieval_pair(plan: Plan, tmp_path: Path) -> None:
     path = result_file(tmp_path, 0, "none", plan.evaluations[0])
     path.parent.mkdir(parents=True)
-    pairs = {"en-de": {"a_to_b": 0.2, "b_to_a": 0.3}, "fr-en": {"a_to_b": 0.4, "b_to_a": 0.6}}
+    pairs = {
+        "en-de": {"a_to_b": 0.2, "b_to_a": 0.3},
+        "fr-en": {"a_to_b": 0.4, "b_to_a": 0.6},
+        "eng-es": {"a_to_b": 0.7},
+    }
     path.write_text(json.dumps({"pairs": pairs}), encoding="utf-8")
     row = collect(plan, tmp_path)["evaluations"]["tatoeba"]["rows"]["none"]
-    assert {code: score["mean"] for code, score in row["languages"].items()} == pytest.approx({"de": 20, "fr": 60})
-    assert row["others"]["mean"] == pytest.approx(40)
+    assert {code: score["mean"] for code, score in row["languages"].items()} == pytest.approx(
+        {"de": 20, "fr": 60, "es": 70}
+    )
+    assert row["others"]["mean"] == pytest.approx(50)
     assert "english" not in row
 
 

@@ -18,11 +18,13 @@ from ppa_fast.data.examples import (
     TextExample,
     format_rejected,
     load_json,
+    output_file,
     parse_files,
     read_classification,
     read_gold,
     read_nli,
     read_qa,
+    rows_of,
 )
 from ppa_fast.errors import UserError
 
@@ -97,6 +99,19 @@ def test_nli_with_the_header_of_the_translations(tmp_path: Path) -> None:
     ]
 
 
+def test_nli_in_a_language_that_is_none(tmp_path: Path) -> None:
+    lines = ["premise\thypothesis\tlabel\tlanguage", "a\tb\tneutral\teng", "a\tb\tneutral\tEnglish", "a\tb\tneutral\t"]
+    path = write(tmp_path / "t.tsv", *lines, "a\tb\tneutral\tde")
+    examples, rejected = read_nli(path)
+    assert [(r.line, r.reason) for r in rejected] == [
+        (3, "language 'English', expected a BCP-47 code such as en"),
+        (4, "language '', expected a BCP-47 code such as en"),
+    ]
+    assert rows_of(examples, "en") == [NliExample("a", "b", "neutral", 0, "eng")]
+    plain = [NliExample("a", "b", "neutral", 0)]
+    assert rows_of(plain, "de") == plain
+
+
 def test_nli_with_two_labels(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tsv", "premise\thypothesis\tlabel", "a\tb\tyes", "a\tb\tneutral")
     examples, rejected = read_nli(path, labels=("yes", "no"))
@@ -107,7 +122,7 @@ def test_nli_with_two_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"t.tsv:1: expected JSON lines or a header with the columns premise or sentence1, .*found \[''\]"),
+        ("", r"t.tsv:1: expected JSON lines or a header with the columns premise or sentence1, .*found no line"),
         ("premise\thypothesis\tlabel\n", "t.tsv: no rows"),
         ("premise\tlabel\na\tb\n", r"columns hypothesis or hypo or sentence2; found \['premise', 'label'\]"),
     ],
@@ -179,7 +194,8 @@ def test_gold_answers_need_no_offsets(tmp_path: Path) -> None:
     data = [{"paragraphs": [{"qas": [{"id": "a", "answers": [{"text": "x"}, {"text": ""}]}]}]}]
     path = write(tmp_path / "g.json", json.dumps({"data": data}))
     assert read_gold(path) == ([QaExample("a", "", "", (("x", -1), ("", -1)), "")], [])
-    assert [r.reason for r in read_qa(path)[1]] == ["no question"]
+    for _, rejected in (read_gold(path, asked=True), read_qa(path)):
+        assert [r.reason for r in rejected] == ["no question"]
 
 
 @pytest.mark.parametrize(
@@ -234,6 +250,18 @@ def test_files_by_language(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"^--train .*{message}"):
             parse_files(specs, "--train")
+
+
+def test_a_file_for_output_is_never_a_device_and_links_are_followed(tmp_path: Path) -> None:
+    """As root, replacing /dev/stdout by a file would break the machine."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "absent" / "file", tmp_path / "pipe", tmp_path / "device"):
+        with pytest.raises(UserError, match=f"--json {path}: expected a regular file in a folder that exists"):
+            output_file(path, "--json")
+    (tmp_path / "link").symlink_to(tmp_path / "scores.json")
+    for name in ("link", "scores.json"):
+        assert output_file(tmp_path / name, "--json") == tmp_path.resolve() / "scores.json"
 
 
 @pytest.mark.skipif("PPA_FAST_TEST_DATA" not in os.environ, reason="PPA_FAST_TEST_DATA is not set")

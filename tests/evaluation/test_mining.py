@@ -23,7 +23,7 @@ from ppa_fast.evaluation.mining import (
     mine,
     one_to_one,
     read_corpus,
-    read_pairs,
+    read_gold,
     read_side,
     score_pairs,
 )
@@ -142,7 +142,7 @@ def test_malformed_pairs(tmp_path: Path) -> None:
         ("", "bad: no pairs"),
     ):
         with pytest.raises(UserError, match=message):
-            read_pairs(write(tmp_path, bad=text)["bad"], a, b)
+            read_gold(write(tmp_path, bad=text)["bad"], a, b)
 
 
 def test_a_file_of_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +152,15 @@ def test_a_file_of_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert result == {"precision": pytest.approx(1 / 3), "recall": 0.5, "f1": 0.4, "mined": 3, "gold": 2}
     assert cli.main(["evaluate", "mine", "--gold", files["gold"], "--predictions", files["predictions"]]) == 0
     assert "P 33.33  R 50.00  F1 40.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("found", ["", "x\ta\n", "1.2\ta\tx\n"])
+def test_pairs_that_cannot_be_right_are_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], found: str
+) -> None:
+    result = evaluate("mine", **write(tmp_path, gold="a\tx\nb\ty\n", predictions=found))
+    assert result == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "mined": min(1, len(found)), "gold": 2}
+    assert "predictions: no pair begins with an id that a pair in" in capsys.readouterr().err
 
 
 WORDS = [f"w{i}" for i in range(200)]

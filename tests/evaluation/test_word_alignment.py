@@ -164,6 +164,8 @@ def test_a_file_that_may_count_from_1_is_pointed_out(tmp_path: Path, capsys: pyt
     assert "gold: no position is 0; if positions count from 1, say --one-indexed" in capsys.readouterr().err
     evaluate_alignment(**write(tmp_path, gold="1-1 2-2\n", links="0-0 1-1\n"), one_indexed=True)
     assert capsys.readouterr().err == ""
+    assert evaluate_alignment(**write(tmp_path, gold="0-0\n", links="\n"))["aer"] == 1.0
+    assert capsys.readouterr().err == ""  # no links at all tell nothing
 
 
 def test_words(tmp_path: Path) -> None:

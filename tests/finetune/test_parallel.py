@@ -70,6 +70,14 @@ def test_unequal_lengths_are_an_error(tmp_path: Path) -> None:
         read_parallel(files, Nli.read)
 
 
+def test_a_file_with_each_language_in_rows_of_its_own_is_not_parallel(tmp_path: Path) -> None:
+    """XNLI's dev and test files: what they lack at a row is listed."""
+    path = tmp_path / "xnli.tsv"
+    path.write_text("language\tpremise\thypo\tlabel\nde\tP\tH\tneutral\nen\tp\th\tneutral\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"1 of 1 .*\n.*tsv:3: not in de:.*\n.*tsv:2: not in en:"):
+        read_parallel({"en": path, "de": path}, Nli.read)
+
+
 def test_classes_are_joined_by_row_and_must_be_of_one_index(tmp_path: Path) -> None:
     for code, indices in {"en": [7, 8, 9], "de": [7, 5, 9]}.items():
         rows = [f"{index}\tsports\ttext {index}" for index in indices]
@@ -88,8 +96,8 @@ def test_questions_are_joined_by_id(tmp_path: Path) -> None:
     assert data.rows == [0, 2]
     assert [example.context for example in data.examples["de"]] == ["eins zwei", "uu vv"]
     assert sorted(map(str, data.rejected)) == [
-        f"{files['de']}: question d: not in {files['en']}",
-        f"{files['en']}: question b: not in {files['de']}",
+        f"{files['de']}: question d: not in en:{files['en']}",
+        f"{files['en']}: question b: not in de:{files['de']}",
     ]
 
 

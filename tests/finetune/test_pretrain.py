@@ -152,6 +152,8 @@ def test_bad_arguments_are_named(tiny: Tiny, text: Path, tmp_path: Path) -> None
         ({"files": [empty]}, "--files: no text in"),
         ({"steps": 3, "epochs": 1.0}, "expected one of them"),
         ({"steps": 0}, "--steps 0: expected more than 0"),
+        ({"seed": -1}, "--seed -1: expected at least 0"),
+        ({"max_rejected": 2.0}, r"--max-rejected 2\.0: expected a share between 0 and 1"),
         ({"max_tokens": 63}, "--max-tokens 63: .* has 64 positions, expected at most 62"),
         ({"out": tmp_path}, "not an empty folder"),
         ({"model": str(tmp_path / "absent")}, "no such folder"),

@@ -10,7 +10,7 @@ from ppa_fast.data.batch import micro_batches
 from ppa_fast.data.pack import packer_for
 from ppa_fast.data.store import Store
 from ppa_fast.model.alignment import AlignmentModel
-from ppa_fast.model.encoder import lm_decoder, lm_head_of, lm_transform, load_masked_lm
+from ppa_fast.model.encoder import freeze_layers, lm_decoder, lm_head_of, lm_transform, load_masked_lm
 from ppa_fast.model.initialise import init_model
 from ppa_fast.model.objective import Weights, objective
 from ppa_fast.model.queue import KeyQueue
@@ -117,6 +117,14 @@ def test_what_no_objective_trains_is_frozen(tiny, mlm):
     mlm.requires_grad_(True)
     no_moco = {n for n, p in AlignmentModel(mlm, "cls", 16, moco=False).named_parameters() if p.requires_grad}
     assert trained - no_moco == {n for n in trained if n.startswith("projection.")}
+
+
+def test_without_tlm_frozen_embeddings_stay_frozen(mlm):
+    """To which the LM head, which nothing trains then, is tied."""
+    freeze_layers(mlm, 1)
+    trained = {n for n, p in AlignmentModel(mlm, "cls", 16, tlm=False).named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".layer.1." in name or name.startswith("projection.") for name in trained)
 
 
 def test_objective_of_micro_batches_adds_up_to_that_of_the_whole_step(tiny, mlm):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,12 +24,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread on
 RANKS = Path(__file__).with_name("ranks.py")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start_ranks(
     command: list[str], world_size: int, threads: int = 1, device: str = "cpu"
 ) -> list[subprocess.Popen[str]]:
@@ -38,7 +31,7 @@ def start_ranks(
     shared = {
         "WORLD_SIZE": world_size,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
+        "MASTER_PORT": distributed.free_port(),
         "OMP_NUM_THREADS": threads,
         "DS_ACCELERATOR": device,
     }

@@ -266,7 +266,7 @@ def test_output_is_never_overwritten_and_never_half_there(run: Path, tmp_path: P
 
     (run / "evaluations.jsonl").write_text("{broken\n")  # found late, when the weights are written
     (tmp_path / "results").mkdir()
-    with pytest.raises(UserError, match=r"evaluations\.jsonl: not JSON lines"):
+    with pytest.raises(UserError, match=r"evaluations\.jsonl:1: found .*, expected a JSON object"):
         export(run, tmp_path / "results" / "out")
     assert list((tmp_path / "results").iterdir()) == []
 

@@ -15,7 +15,7 @@ from tests.training.harness import metrics, tensors
 
 pytestmark = pytest.mark.slow
 
-STEPS = 60
+STEPS = 90
 PLACES = [  # in what order a file appears is what makes it whole or not
     r"os.rename \S+ \S+/settings.yaml",
     r"os.rename \S+ \S+/model$",

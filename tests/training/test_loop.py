@@ -24,6 +24,7 @@ from ppa_fast.settings import Settings, read_yaml
 from ppa_fast.training import distributed
 from ppa_fast.training.loop import learning_rate
 from ppa_fast.training.metrics import JsonLines, read_lines
+from ppa_fast.training.zero import ZeroMasters
 from tests.conftest import pseudo_text, write_config
 from tests.training.harness import metrics, run_here, tensors, trainer_here
 
@@ -384,6 +385,16 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(job, dev, tmp_path, monke
     run_here(job("run", steps=7, eval_pairs=dev[:1], eval_every=1, save_every=1, keep=1))
     assert (checkpoints / "best").read_text() == "step-00000007"
     assert [path.name for path in checkpoints.glob("step-*")] == ["step-00000007"]
+
+
+def test_a_checkpoint_that_is_the_best_is_gathered_once(job, dev, monkeypatch):
+    gathered = []
+    gather = ZeroMasters.gather
+    monkeypatch.setattr(ZeroMasters, "gather", lambda *arguments: gathered.append(1) or gather(*arguments))
+    scores = iter([0.3, 0.6, 0.5])
+    monkeypatch.setattr("ppa_fast.training.evaluation.retrieval_scores", lambda *_: (value := next(scores), value))
+    run_here(job("run", steps=2, eval_pairs=dev[:1], eval_every=1, save_every=1))
+    assert len(gathered) == 2 * 4  # weights, two moments, the momentum encoder
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_afresh(job, dev, tiny, tmp_path):

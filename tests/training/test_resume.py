@@ -172,6 +172,13 @@ def test_another_store_is_an_error(tiny, tmp_path, finished):
         make_plan(Settings(**job(tiny, tmp_path, "run", data=str(tmp_path / "store2"))), 1)
 
 
+def test_weights_of_another_shape_are_an_error(tiny, tmp_path, finished):
+    """The model's folder may have moved, its weights must be the same ones' successors."""
+    init_model(tmp_path / "wide", str(tiny.tokenizer), layers=2, hidden=48, heads=2, max_positions=64)
+    with pytest.raises(UserError, match=r"query\.safetensors: its weights are not those of \S+wide: mlm\.bert"):
+        run_here(job(tiny, tmp_path, "run", model=str(tmp_path / "wide"), steps=3))
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("seed", 1), ("queue_size", 41), ("pooling", "cls"), ("learning_rate", 1e-4)]
 )

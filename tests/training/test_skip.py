@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 import ppa_fast.training.loop
 from tests.conftest import write_config
-from tests.training.harness import metrics, run_here, start_ranks, trainer_here
+from tests.training.harness import largest_difference, metrics, run_here, start_ranks, tensors, trainer_here
 from tests.training.poison import POISONS, differing, poisoned, snapshot
 
 LAYOUTS: dict[str, dict] = {
@@ -149,23 +150,50 @@ def test_one_poisoned_rank_of_two_stops_the_step_for_both(tiny, tmp_path):
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(error[-2500:] for error in errors)
 
 
-def test_an_overflow_in_fp16_halves_the_loss_scale_and_a_resume_keeps_it(tiny, tmp_path):
-    """2^32 is too much for these gradients, which are of the order of 1 where fp16 ends at 2^16."""
-    options = job(tiny, tmp_path, "run", "zero1-fp16", steps=30, save_every=30, max_skipped=40)
+@pytest.mark.parametrize("layout", FP16)
+def test_the_loss_scale_of_fp16_scales_no_gradient(tiny, tmp_path, layout):
+    """Adam's first moment is (1 − β1) times the clipped gradient, and the norm that of the unclipped one."""
+    for name in ("fp32", layout):
+        run_here(job(tiny, tmp_path, name, name, steps=1))
+    norms = [metrics(tmp_path / name)[0]["grad_norm"] for name in (layout, "fp32")]
+    assert norms[0] == pytest.approx(norms[1], rel=5e-2), "does DeepSpeed scale the loss at stage 0 now?"
+    found, expected = (tensors(tmp_path / name, 1, "exp_avg") for name in (layout, "fp32"))
+    assert largest_difference(found, expected) < 0.1 * max(float(tensor.abs().max()) for tensor in expected.values())
+
+
+@pytest.mark.parametrize("layout", ["zero0-fp16", "zero1-fp16"])  # DeepSpeed has a scaler for each
+def test_an_overflow_in_fp16_halves_the_loss_scale_which_a_resume_goes_on_with(tiny, tmp_path, layout):
+    """2^32 is too much for these gradients, which are of the order of 1 where fp16 ends at 2^16. After three good steps
+    the scale is doubled again, also where a resume lies between them."""
+    options = job(tiny, tmp_path, "run", layout, steps=24, save_every=11, keep=9, max_skipped=40)
     path = Path(options["deepspeed_config"])
     values = json.loads(path.read_text())
-    values["fp16"] = {"enabled": True, "initial_scale_power": 32, "hysteresis": 1, "loss_scale_window": 100}
+    values["fp16"] = {"enabled": True, "initial_scale_power": 32, "hysteresis": 1, "loss_scale_window": 3}
     path.write_text(json.dumps(values))
-    skipped = run_here(options)["skipped"]
-    assert 16 <= skipped < 29
-    lines = metrics(tmp_path / "run")
+    assert 16 <= run_here(options)["skipped"] < 24
+    run = tmp_path / "run"
+    lines = metrics(run)
     counts = [line["skipped"] for line in lines]
     assert counts[:16] == list(range(1, 17))
     assert [line["grad_norm"] is None for line in lines] == [a < b for a, b in pairwise([0, *counts])]
     assert all(math.isfinite(line["loss"]) for line in lines)
-    assert lines[-1]["grad_norm"] is None or lines[-1]["grad_norm"] < 1000  # without the scale
-    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000030" / "state.json").read_text())
-    assert state["loss_scale"] == 2.0 ** (32 - skipped)
-    with trainer_here({**options, "steps": 31}) as trainer:
-        assert trainer.masters.loss_scale == state["loss_scale"]
-        assert trainer.skipped == skipped
+    assert all(line["grad_norm"] is None or line["grad_norm"] < 1000 for line in lines)  # without the scale
+    early, end = (json.loads((run / f"checkpoints/step-{step:08d}/state.json").read_text()) for step in (11, 24))
+    assert early["loss_scaler"].items() >= {"cur_scale": 2.0**21, "cur_iter": 11, "last_overflow_iter": 10}.items()
+    assert end["loss_scaler"]["cur_iter"] == 24
+
+    shutil.rmtree(run / "checkpoints" / "step-00000024")
+    (run / "checkpoints" / "latest").write_text("step-00000022")
+    run_here(options)
+    assert metrics(run) == lines
+    assert json.loads((run / "checkpoints/step-00000024/state.json").read_text()) == end
+
+
+def test_fp16_goes_on_from_another_precision_with_its_own_loss_scale(tiny, tmp_path):
+    run_here(job(tiny, tmp_path, "run", "bf16", steps=1))
+    options = job(tiny, tmp_path, "run", "zero1-fp16", steps=2)
+    path = Path(options["deepspeed_config"])
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fp16": {"enabled": True, "initial_scale_power": 9}}))
+    with trainer_here(options) as trainer:
+        assert trainer.step == 1
+        assert trainer.engine.optimizer.loss_scale == 2.0**9

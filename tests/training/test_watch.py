@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
-from ppa_fast.training import distributed
 from ppa_fast.training.watch import LastWords, Watch, watched
 from tests.conftest import write_config
 from tests.training.attempts import attempt
-from tests.training.harness import metrics
 
-ROOT = Path(__file__).parents[2]
 LIMIT = 60.0  # seconds for a whole attempt: its start, some steps and its end
 
 # Faults by rank; what each rank ends with: a status, and a pattern of its one line of error, if it says one.
@@ -82,48 +75,6 @@ def test_every_rank_ends_and_says_why(ended, name):
 @pytest.mark.slow
 def test_the_rank_that_failed_shows_its_traceback(ended):
     assert "RuntimeError: no such luck" in ended["rank 1 raises"]["errors"][1]
-
-
-@pytest.mark.slow
-def test_under_the_launcher_too(tiny, tmp_path):
-    """And a second run under it finds nothing in its way; neither leaves shared memory behind."""
-    config = write_config(tmp_path / "ds.json", 16, 4)
-    deepspeed = Path(sys.executable).parent / "deepspeed"
-    shared = set(os.listdir("/dev/shm"))
-
-    def command(steps: int) -> list[str]:
-        port = distributed.free_port()
-        start = [deepspeed, "--num_gpus", "2", "--master_port", port, ROOT / "ppa_fast" / "train.py"]
-        flags = ["--model", tiny.model, "--data", tiny.store, "--output", tmp_path / "run", "--queue-size", 16]
-        return [*map(str, [*start, *flags, "--deepspeed_config", config, "--steps", steps, "--log-every", 1])]
-
-    log = tmp_path / "run" / "metrics.jsonl"
-    with subprocess.Popen(command(100_000), stderr=subprocess.PIPE, text=True) as launcher:
-        while not (log.exists() and log.read_text().count("\n") >= 3):
-            assert launcher.poll() is None
-            os.sched_yield()
-        os.kill(_rank_process(str(tmp_path / "run"), 1), signal.SIGKILL)
-        _, errors = launcher.communicate(timeout=LIMIT)
-    assert launcher.returncode != 0
-    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert re.search(LOST.format(1, 0), line)
-    assert "Traceback" not in errors
-    again = subprocess.run(command(2), capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert [(line["step"], line["world_size"]) for line in metrics(tmp_path / "run")] == [(1, 2), (2, 2)]
-    assert set(os.listdir("/dev/shm")) <= shared
-
-
-def _rank_process(run: str, rank: int) -> int:
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().decode().split("\0")
-            environment = (folder / "environ").read_bytes().decode().split("\0")
-        except OSError:  # gone since
-            continue
-        if run in words and f"RANK={rank}" in environment and "--local_rank" in " ".join(words):
-            return int(folder.name)
-    raise AssertionError("no such process")
 
 
 # One process.
