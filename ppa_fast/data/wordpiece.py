@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer
 
+from ppa_fast.data.corpus import text_lines
 from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder
 from ppa_fast.progress import Progress
@@ -20,16 +19,10 @@ SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def _lines(paths: Sequence[Path]) -> Iterator[str]:
     with Progress("tokenizer", None, "lines") as bar:
         for path in paths:
-            with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-                try:
-                    for number, line in enumerate(file, start=1):  # noqa: B007 (the error names it)
-                        bar.update()
-                        if text := line.decode("utf-8").strip():
-                            yield text
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error
-                except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                    raise UserError(f"{path}: broken gzip file: {error}") from error
+            for _, text in text_lines(path):
+                bar.update()
+                if text:
+                    yield text
 
 
 def train_wordpiece(
@@ -46,7 +39,8 @@ def train_wordpiece(
     run, so two runs on equal text may differ in rare pieces. Keep the folder, not the command.
 
     Raises UserError, before any work, for an absent file and an ``out`` that is not an empty or new folder; later for
-    text that is not UTF-8, no text at all, and a ``vocab_size`` that does not hold every character of the text.
+    a line that is not UTF-8 or over 64 KiB, no text at all, and a ``vocab_size`` that does not hold
+    every character of the text.
     """
     paths, folder = [Path(file) for file in files], Path(out)
     if not paths:
