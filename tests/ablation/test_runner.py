@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -84,13 +85,11 @@ def test_training_stopped_by_a_signal_is_not_done(tmp_path: Path) -> None:
     assert Journal(tmp_path).has(stage)
 
 
-# The third argument: is there a file yet that says that the slow stage may end?
+# Says that it has begun, then waits for a byte that lets it end.
 SLOW = """
-import pathlib, sys, time
-out = pathlib.Path(sys.argv[1])
-(out / "begun").touch()
-while not (out / "go").exists():
-    time.sleep(0.02)
+import os, sys
+os.write(os.open(sys.argv[1] + "/begun", os.O_WRONLY), b"x")
+os.read(os.open(sys.argv[1] + "/go", os.O_RDONLY), 1)
 """
 CHILD = """
 import sys
@@ -105,35 +104,29 @@ def slow_stages(out: Path) -> list[Stage]:
     return [write("first", out), fake("slow", out, SLOW, str(out)), write("last", out)]
 
 
-def start(out: Path) -> subprocess.Popen[bytes]:
-    """An ablation in a process of its own, that is in its second stage."""
+def start(out: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """An ablation in a process of its own, that is in its second stage; and where to write what lets the stage end."""
+    for name in ("begun", "go"):
+        os.mkfifo(out / name)
+    begun, go = (os.open(out / name, os.O_RDWR) for name in ("begun", "go"))
     process = subprocess.Popen([sys.executable, "-c", CHILD, str(out)], cwd=Path(__file__).resolve().parents[2])
-    deadline = time.monotonic() + 120
-    while not (out / "begun").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return process
+    assert select.select([begun], [], [], 120)[0]
+    return process, go
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_ablation_goes_on_at_its_stage(number: int, tmp_path: Path) -> None:
-    process = start(tmp_path)
+    process, go = start(tmp_path)
     first = (tmp_path / "first" / "done").stat().st_mtime_ns
     os.kill(process.pid, number)
     assert process.wait(60) != 0
     if number == signal.SIGKILL:  # the stage lives on: nobody may work beside it
         with pytest.raises(UserError, match="in use by another ablation, or by a stage that a killed one left"):
             run_stages(slow_stages(tmp_path), tmp_path)
-    (tmp_path / "go").touch()
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            run_stages(slow_stages(tmp_path), tmp_path)
-            break
-        except UserError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    os.write(go, b"xx")  # for the stage that lives on and for the one that is run again
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits until the stage has ended
+    run_stages(slow_stages(tmp_path), tmp_path)
     assert (tmp_path / "first" / "done").stat().st_mtime_ns == first
     assert (tmp_path / "last" / "done").exists()
 

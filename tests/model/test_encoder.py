@@ -29,17 +29,8 @@ from ppa_fast.model.encoder import (
     max_sequence,
 )
 from ppa_fast.model.folder import untouched_weights
+from tests.model.sizes import SIZES
 
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 40,
-    # Larger than usual: vectors of a freshly initialised model differ too little to show an error.
-    "initializer_range": 0.2,
-}
 BERT = BertConfig(**SIZES)
 XLMR = XLMRobertaConfig(**SIZES, pad_token_id=1, type_vocab_size=1)
 

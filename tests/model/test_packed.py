@@ -38,17 +38,8 @@ from ppa_fast.model.packed import (
     pool_packed,
 )
 from ppa_fast.ops.assemble import Stream
+from tests.model.sizes import SIZES
 
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 40,
-    # Larger than usual: hidden states of a freshly initialised model differ too little to show an error.
-    "initializer_range": 0.2,
-}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CONFIGS = {
     "bert": BertConfig(**SIZES, pad_token_id=0),

@@ -21,17 +21,8 @@ from ppa_fast.model import vectors
 from ppa_fast.model.encoder import max_sequence
 from ppa_fast.model.packed import ATTENTION
 from ppa_fast.model.vectors import sentence_vectors, token_vectors
+from tests.model.sizes import SIZES
 
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 40,
-    # Larger than usual: vectors of a freshly initialised model differ too little to show an error.
-    "initializer_range": 0.2,
-}
 CONFIGS = {
     "bert": BertConfig(**SIZES),
     "roberta": RobertaConfig(**SIZES, pad_token_id=1, type_vocab_size=1),
