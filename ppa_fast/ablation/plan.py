@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from ppa_fast import settings
-from ppa_fast.data.corpus import is_code, parse_pairs
+from ppa_fast.data.corpus import parse_pairs
 from ppa_fast.data.examples import parse_files
+from ppa_fast.data.languages import is_code
 from ppa_fast.errors import UserError
 from ppa_fast.model import POOLINGS
 

@@ -12,7 +12,7 @@ from typing import Any
 from ppa_fast.ablation.plan import BASELINE, ENGLISH, ROWS, Evaluation, Plan
 from ppa_fast.ablation.stages import evaluated, result_file
 from ppa_fast.ablation.statistics import chance, least_sign_flip_p, needed, paired
-from ppa_fast.data.corpus import is_english
+from ppa_fast.data.languages import is_english
 from ppa_fast.finetune.table import spread
 
 SIGNIFICANT = 0.05

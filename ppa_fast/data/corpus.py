@@ -1,37 +1,77 @@
 """Parallel text as people have it: two line-parallel files or one two-column TSV for each language pair.
 
-Files are read as bytes and split at ``\\n`` only (``str.splitlines`` would also split at U+2028 or U+0085, inside a
-sentence, and shift everything behind it). A line is never held in memory whole before its length is known.
+A source gives one item for each record of its text (a line, a row, a unit), in order: a :class:`Pair`, a
+:class:`Drop` or a :class:`Reject`. Whoever reads a source again and skips the first n items is where it was.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
 import unicodedata
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from io import BufferedIOBase
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
-import langcodes
 import xxhash
 
+from ppa_fast.data.languages import is_code, standard_code
+from ppa_fast.data.lines import Reject, count_lines, decoded_lines
 from ppa_fast.errors import UserError
 
-MAX_LINE_BYTES = 64 * 1024
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-NOT_UTF8 = "not UTF-8"
 EMPTY_SIDE = "empty side"
 MISSING_TAB = "missing tab"
 MORE_COLUMNS = "more than two columns"
-LONG_LINE = "line over 64 KiB"
 
 SPEC_FORMS = "'en-de:train.en,train.de' (two line-parallel files) or 'en-de:corpus.tsv' (two columns)"
+
+
+class Pair(NamedTuple):
+    """A translation pair, both texts stripped of surrounding white space and neither empty.
+
+    ``pivot`` is the text that names the group (:func:`sentence_group`). ``score`` is what the corpus says of the
+    alignment's quality, None where it says nothing.
+    """
+
+    a: str
+    b: str
+    pivot: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A record that is sound but not wanted: untranslated, filtered, a duplicate. Counted by ``reason``, with samples;
+    it does not count as a bad line. ``record`` is the record's number in its file, from 1."""
+
+    path: Path
+    record: int
+    reason: str
+    a: str = ""
+    b: str = ""
+
+
+Item = Pair | Drop | Reject
+
+
+class Source(Protocol):
+    """The text of one language pair. ``a`` and ``b`` are codes as the user spells them, ``name`` is ``en-de``."""
+
+    @property
+    def a(self) -> str: ...
+
+    @property
+    def b(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read."""
+
+    def read(self) -> Iterator[Item]:
+        """One item for each record, in order; raises UserError for a file that is broken as a whole."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +99,40 @@ class PairSource:
     @property
     def pivot(self) -> int:
         """The side (0: a, 1: b) whose text names the group: English if it is one of the two, else side a."""
-        return 1 if standard_code(self.b) == "en" else 0
+        return 1 if is_code(self.b) and standard_code(self.b) == "en" else 0
 
+    def read(self) -> Iterator[Item]:
+        """One item for each line, in order.
 
-@dataclass(frozen=True)
-class Reject:
-    """A line that is no usable pair; ``line`` counts from 1, and ``str`` gives ``file:line: reason``."""
+        Two files are read up to the end of the shorter one: :func:`count_pairs` says beforehand whether they match.
 
-    path: Path
-    line: int
-    reason: str
+        Raises:
+            UserError: a file is a truncated or broken gzip file.
+        """
+        return self._read_tsv() if self.path_b is None else self._read_files(self.path_b)
 
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.reason}"
+    def _pair(self, a: str, b: str) -> Pair:
+        return Pair(a, b, b if self.pivot else a)
+
+    def _read_tsv(self) -> Iterator[Item]:
+        for number, (text, reason) in enumerate(decoded_lines(self.path_a), 1):
+            columns = [column.strip() for column in text.split("\t")]
+            if not reason and len(columns) != 2:
+                reason = MISSING_TAB if len(columns) < 2 else MORE_COLUMNS
+            if not reason and not all(columns):
+                reason = EMPTY_SIDE
+            yield Reject(self.path_a, number, reason) if reason else self._pair(columns[0], columns[1])
+
+    def _read_files(self, path_b: Path) -> Iterator[Item]:
+        lines = zip(decoded_lines(self.path_a), decoded_lines(path_b), strict=False)
+        for number, ((a, reason_a), (b, reason_b)) in enumerate(lines, 1):
+            a, b = a.strip(), b.strip()
+            if reason_a or not a:
+                yield Reject(self.path_a, number, reason_a or EMPTY_SIDE)
+            elif reason_b or not b:
+                yield Reject(path_b, number, reason_b or EMPTY_SIDE)
+            else:
+                yield self._pair(a, b)
 
 
 def parse_pairs(spec: str) -> PairSource:
@@ -98,28 +159,6 @@ def parse_pairs(spec: str) -> PairSource:
     return PairSource(a, b, Path(paths[0]), Path(paths[1]) if len(paths) == 2 else None)
 
 
-@lru_cache
-def is_code(code: str) -> bool:
-    """Whether a text is a language code of BCP-47, such as ``en`` or ``zh_Hant``; ``_`` is as good as ``-``."""
-    return langcodes.tag_is_valid(code.replace("_", "-"))
-
-
-@lru_cache
-def standard_code(code: str) -> str:
-    """A valid language code in BCP-47's letter case and shortest form (``eng`` is ``en``), ``_`` for ``-``."""
-    return langcodes.standardize_tag(code.replace("_", "-")).replace("-", "_")
-
-
-def base_language(code: str) -> str:
-    """The language of a valid code without script and country: ``zh`` of ``zh_Hant``, ``en`` of ``eng``."""
-    return standard_code(code).split("_")[0]
-
-
-def is_english(code: str) -> bool:
-    """Whether a valid code stands for English: ``en``, ``eng``, ``en_GB``."""
-    return base_language(code) == "en"
-
-
 def _check_readable(path: Path, spec: str) -> None:
     if not path.exists():
         raise UserError(f"--pairs {spec}: {path}: no such file")
@@ -127,36 +166,6 @@ def _check_readable(path: Path, spec: str) -> None:
         raise UserError(f"--pairs {spec}: {path} is not a regular file (the text is read twice: to count, to encode)")
     if not os.access(path, os.R_OK):
         raise UserError(f"--pairs {spec}: {path} cannot be read: permission denied")
-
-
-@contextmanager
-def open_bytes(path: Path) -> Iterator[BufferedIOBase]:
-    """The file's bytes, unzipped if its name ends in ``.gz``; a broken gzip file is a UserError that names it."""
-    if path.suffix != ".gz":
-        with path.open("rb") as file:
-            yield file
-        return
-    if path.stat().st_size == 0:  # the gzip module reads it as an empty text; a download that never began looks so
-        raise UserError(f"{path}: broken gzip file: it is empty")
-    try:
-        with gzip.open(path, "rb") as file:
-            yield file
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: broken gzip file: {error}") from error
-
-
-def count_lines(path: Path) -> int:
-    """The number of lines of a file; a last line without ``\\n`` counts.
-
-    Raises:
-        UserError: the file is a truncated or broken gzip file.
-    """
-    lines, last = 0, b"\n"
-    with open_bytes(path) as file:
-        while block := file.read(1 << 20):
-            lines += block.count(b"\n")
-            last = block[-1:]
-    return lines + (last != b"\n")
 
 
 def count_pairs(source: PairSource) -> int:
@@ -174,98 +183,13 @@ def count_pairs(source: PairSource) -> int:
     return counts[0]
 
 
-def _byte_lines(path: Path) -> Iterator[bytes | None]:
-    """The lines without their end; None for a line over ``MAX_LINE_BYTES``, which is skipped in pieces."""
-    most = len(BYTE_ORDER_MARK) + MAX_LINE_BYTES + len(b"\r\n")
-    with open_bytes(path) as file:
-        first = True
-        while piece := file.readline(most):
-            line = piece
-            while len(piece) == most and not piece.endswith(b"\n"):
-                piece = file.readline(most)
-            if first:
-                line, first = line.removeprefix(BYTE_ORDER_MARK), False
-            line = line.removesuffix(b"\n").removesuffix(b"\r")
-            yield line if len(line) <= MAX_LINE_BYTES else None
-
-
-def decoded_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """``(text, "")`` of each line, without its end, or ``("", reason)``; a broken gzip file is a UserError."""
-    for line in _byte_lines(path):
-        if line is None:
-            yield "", LONG_LINE
-            continue
-        try:
-            yield line.decode("utf-8"), ""
-        except UnicodeDecodeError:
-            yield "", NOT_UTF8
-
-
-def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file in which none may be bad, numbered from 1, without surrounding white space.
-
-    Raises:
-        UserError: a line that is not UTF-8 or too long, or a broken gzip file.
-    """
-    for number, (text, reason) in enumerate(decoded_lines(Path(path)), 1):
-        if reason:
-            raise UserError(f"{path}:{number}: {reason}")
-        yield number, text.strip()
-
-
-def read_lines(source: PairSource) -> Iterator[tuple[str, str] | Reject]:
-    """One item for each line, in order: the two texts, stripped of surrounding white space, or why there are none.
-
-    Two files are read up to the end of the shorter one: :func:`count_pairs` says beforehand whether they match.
-
-    Raises:
-        UserError: a file is a truncated or broken gzip file.
-    """
-    return _read_tsv(source.path_a) if source.path_b is None else _read_files(source.path_a, source.path_b)
-
-
-def _read_tsv(path: Path) -> Iterator[tuple[str, str] | Reject]:
-    for number, (text, reason) in enumerate(decoded_lines(path), 1):
-        columns = [column.strip() for column in text.split("\t")]
-        if not reason and len(columns) != 2:
-            reason = MISSING_TAB if len(columns) < 2 else MORE_COLUMNS
-        if not reason and not all(columns):
-            reason = EMPTY_SIDE
-        yield Reject(path, number, reason) if reason else (columns[0], columns[1])
-
-
-def _read_files(path_a: Path, path_b: Path) -> Iterator[tuple[str, str] | Reject]:
-    lines = zip(decoded_lines(path_a), decoded_lines(path_b), strict=False)
-    for number, ((a, reason_a), (b, reason_b)) in enumerate(lines, 1):
-        a, b = a.strip(), b.strip()
-        if reason_a or not a:
-            yield Reject(path_a, number, reason_a or EMPTY_SIDE)
-        elif reason_b or not b:
-            yield Reject(path_b, number, reason_b or EMPTY_SIDE)
-        else:
-            yield a, b
-
-
-def read_pairs(source: PairSource, reject: Callable[[Path, int, str], None]) -> Iterator[tuple[str, str]]:
-    """The usable pairs of a source in order; ``reject(file, line, reason)`` is called for each other line."""
-    for item in read_lines(source):
-        if isinstance(item, Reject):
-            reject(item.path, item.line, item.reason)
-        else:
+def read_pairs(source: Source, reject: Callable[[Path, int, str], None]) -> Iterator[Pair]:
+    """The usable pairs of a source in order; ``reject(file, line, reason)`` is called for each other record."""
+    for item in source.read():
+        if isinstance(item, Pair):
             yield item
-
-
-def read_texts(path: Path) -> Iterator[str | Reject]:
-    """One item for each line of plain text that is not blank: the text, stripped, or why there is none.
-
-    Raises:
-        UserError: the file is a truncated or broken gzip file.
-    """
-    for number, (text, reason) in enumerate(decoded_lines(path), 1):
-        if reason:
-            yield Reject(path, number, reason)
-        elif text := text.strip():
-            yield text
+        else:
+            reject(item.path, item.record if isinstance(item, Drop) else item.line, item.reason)
 
 
 def read_eval_pairs(spec: str) -> tuple[PairSource, list[str], list[str]]:
@@ -283,7 +207,7 @@ def read_eval_pairs(spec: str) -> tuple[PairSource, list[str], list[str]]:
         raise UserError(f"{Reject(path, line, reason)} (an evaluation set must have no bad line)")
 
     pairs = list(read_pairs(source, reject))
-    return source, [a for a, _ in pairs], [b for _, b in pairs]
+    return source, [pair.a for pair in pairs], [pair.b for pair in pairs]
 
 
 def sentence_group(text: str) -> int:

@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from ppa_fast import __version__
-from ppa_fast.data.corpus import PairSource, Reject, count_pairs, parse_pairs, read_lines, sentence_group
+from ppa_fast.data.corpus import Drop, Item, Pair, PairSource, count_pairs, parse_pairs, sentence_group
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
+from ppa_fast.data.lines import Reject
 from ppa_fast.data.store import MAX_TOKENS_LIMIT, REJECTED, StoreWriter, check_output, record_batch
 from ppa_fast.errors import UserError
 from ppa_fast.progress import Progress
@@ -35,16 +36,17 @@ class _Chunk:
     source: PairSource
     pair: int
     first_line: int
-    lines: list[tuple[str, str] | Reject]
+    lines: list[Item]
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """What became of a chunk: rows for the store, rejected lines, and how many sentences were truncated."""
+    """What became of a chunk: rows for the store, rejected and dropped lines, and how many sentences were truncated."""
 
     chunk: _Chunk
     rows: pa.RecordBatch
     rejects: list[Reject]
+    drops: list[Drop]
     truncated: int
 
 
@@ -102,6 +104,7 @@ def prepare(
     names = list(dict.fromkeys(source.name for source in sources))
     by_pair = {name: {"pairs": 0, "truncated": 0, "rejected": 0} for name in names}
     rejected: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     encoder = TextEncoder(loaded, max_tokens)
     begin, seen = time.monotonic(), 0
     chunks = (chunk for source in sources for chunk in _chunks(source, names.index(source.name)))
@@ -114,6 +117,7 @@ def prepare(
             for reject in part.rejects:
                 writer.reject(reject)
                 rejected[reject.reason] += 1
+            dropped.update(drop.reason for drop in part.drops)
             writer.add(part.rows)
             counts = by_pair[part.chunk.source.name]
             counts["pairs"] += part.rows.num_rows
@@ -141,6 +145,7 @@ def prepare(
                 "max_tokens": max_tokens,
                 "language_pairs": by_pair,
                 "rejected": dict(sorted(rejected.items())),
+                "dropped": dict(sorted(dropped.items())),
                 "sources": [
                     {"pair": source.name, "files": [str(path) for path in source.paths], "lines": count}
                     for source, count in zip(sources, lines, strict=True)
@@ -152,11 +157,11 @@ def prepare(
 
 
 def _chunks(source: PairSource, pair: int) -> Iterator[_Chunk]:
-    lines: list[tuple[str, str] | Reject] = []
+    lines: list[Item] = []
     first_line, characters = 1, 0
-    for line in read_lines(source):
+    for line in source.read():
         lines.append(line)
-        characters += 0 if isinstance(line, Reject) else len(line[0]) + len(line[1])
+        characters += len(line.a) + len(line.b) if isinstance(line, Pair) else 0
         if len(lines) == CHUNK_LINES or characters >= CHUNK_CHARACTERS:
             yield _Chunk(source, pair, first_line, lines)
             lines, first_line, characters = [], first_line + len(lines), 0
@@ -165,9 +170,12 @@ def _chunks(source: PairSource, pair: int) -> Iterator[_Chunk]:
 
 
 def _encode(chunk: _Chunk, encoder: TextEncoder) -> _Encoded:
-    pairs = [line for line in chunk.lines if not isinstance(line, Reject)]
-    rows = iter(zip(*(_encode_side([pair[side] for pair in pairs], encoder) for side in (0, 1)), strict=True))
-    source, rejects, truncated = chunk.source, [], 0
+    pairs = [line for line in chunk.lines if isinstance(line, Pair)]
+    sides = ([pair.a for pair in pairs], [pair.b for pair in pairs])
+    rows = iter(zip(*(_encode_side(texts, encoder) for texts in sides), strict=True))
+    source, truncated = chunk.source, 0
+    rejects: list[Reject] = []
+    drops: list[Drop] = []
     a: list[list[int]] = []
     b: list[list[int]] = []
     groups: list[int] = []
@@ -175,15 +183,18 @@ def _encode(chunk: _Chunk, encoder: TextEncoder) -> _Encoded:
         if isinstance(line, Reject):
             rejects.append(line)
             continue
+        if isinstance(line, Drop):
+            drops.append(line)
+            continue
         (ids_a, cut_a), (ids_b, cut_b) = next(rows)
         if not ids_a or not ids_b:
             rejects.append(Reject(source.paths[0] if not ids_a else source.paths[-1], number, NO_TOKENS))
             continue
         a.append(ids_a)
         b.append(ids_b)
-        groups.append(sentence_group(line[source.pivot]))
+        groups.append(sentence_group(line.pivot))
         truncated += cut_a + cut_b
-    return _Encoded(chunk, record_batch(a, b, groups, chunk.pair), rejects, truncated)
+    return _Encoded(chunk, record_batch(a, b, groups, chunk.pair), rejects, drops, truncated)
 
 
 def _encode_side(texts: list[str], encoder: TextEncoder) -> list[tuple[list[int], bool]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer
 
-from ppa_fast.data.corpus import text_lines
+from ppa_fast.data.lines import text_lines
 from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder
 from ppa_fast.progress import Progress

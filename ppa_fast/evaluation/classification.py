@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ppa_fast.data.corpus import Reject, text_lines
 from ppa_fast.data.examples import (
     NLI_ALIASES,
     NLI_LABELS,
@@ -25,6 +24,7 @@ from ppa_fast.data.examples import (
     read_nli,
     rows_of,
 )
+from ppa_fast.data.lines import Reject, text_lines
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation.by_language import NO_LANGUAGE, check_same, format_scores, means, named_files
 

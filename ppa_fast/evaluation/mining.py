@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ppa_fast.data.corpus import text_lines
 from ppa_fast.data.examples import output_file
+from ppa_fast.data.lines import text_lines
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
 

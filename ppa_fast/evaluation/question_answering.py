@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ppa_fast.data.corpus import base_language, is_code
 from ppa_fast.data.examples import LISTED, QaExample, load_json, read_gold
+from ppa_fast.data.languages import base_language, is_code
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation.by_language import NO_LANGUAGE, check_same, format_scores, means, only_file
 

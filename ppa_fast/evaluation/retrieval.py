@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppa_fast.data.corpus import is_english, read_eval_pairs
+from ppa_fast.data.corpus import read_eval_pairs
+from ppa_fast.data.languages import is_english
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation import neighbours
 from ppa_fast.evaluation.embedder import Embedder, stated_pooling

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppa_fast.data.corpus import PairSource, Reject, count_pairs, read_pairs, text_lines
+from ppa_fast.data.corpus import PairSource, count_pairs, read_pairs
 from ppa_fast.data.examples import output_file
+from ppa_fast.data.lines import Reject, text_lines
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
 
@@ -122,7 +123,7 @@ def read_words(pairs: str) -> list[tuple[list[str], list[str]]]:
     def reject(path: Path, line: int, reason: str) -> None:
         raise UserError(f"{Reject(path, line, reason)} (an evaluation set must have no bad line)")
 
-    return [(a.split(), b.split()) for a, b in read_pairs(source, reject)]
+    return [(pair.a.split(), pair.b.split()) for pair in read_pairs(source, reject)]
 
 
 def _note_base(path: str | Path, alignment: Alignment, one_indexed: bool, option: str) -> None:

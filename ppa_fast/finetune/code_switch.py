@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppa_fast.data.corpus import is_english
+from ppa_fast.data.languages import is_english
 from ppa_fast.errors import UserError
 from ppa_fast.ops.philox import pair_words, threshold
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppa_fast.data.corpus import Reject
 from ppa_fast.data.examples import QaExample, RejectedQuestion, format_rejected, line_of
+from ppa_fast.data.lines import Reject
 from ppa_fast.errors import UserError
 
 Rejected = Reject | RejectedQuestion

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from ppa_fast.data.corpus import Reject, count_lines, read_texts
 from ppa_fast.data.encode import SpecialIds, TextEncoder, load_tokenizer, special_ids
 from ppa_fast.data.examples import format_rejected
+from ppa_fast.data.lines import Reject, count_lines, read_texts
 from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder, write_text
 from ppa_fast.finetune.order import Order, steps_of

@@ -13,9 +13,9 @@ import torch
 import xxhash
 from transformers import AutoConfig
 
-from ppa_fast.data.corpus import is_english
 from ppa_fast.data.encode import load_tokenizer
 from ppa_fast.data.examples import load_json, output_file, parse_files
+from ppa_fast.data.languages import is_english
 from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder, write_text
 from ppa_fast.finetune.classify import Classify

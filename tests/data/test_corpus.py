@@ -7,18 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ppa_fast.data.corpus import (
-    MAX_LINE_BYTES,
-    PairSource,
-    Reject,
-    count_lines,
-    count_pairs,
-    parse_pairs,
-    read_eval_pairs,
-    read_lines,
-    read_pairs,
-    sentence_group,
-)
+from ppa_fast.data.corpus import Pair, PairSource, count_pairs, parse_pairs, read_eval_pairs, read_pairs, sentence_group
+from ppa_fast.data.lines import MAX_LINE_BYTES, Reject, count_lines
 from ppa_fast.errors import UserError
 
 Write = Callable[..., Path]
@@ -37,6 +27,11 @@ def write(tmp_path: Path) -> Write:
 
 def tsv(path: Path) -> PairSource:
     return PairSource("en", "de", path, None)
+
+
+def pair(a: str, b: str) -> Pair:
+    """A pair of two texts, the first of which is the pivot."""
+    return Pair(a, b, a)
 
 
 def test_parse_two_files_and_tsv(write: Write) -> None:
@@ -102,17 +97,17 @@ def test_unreadable_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_count_lines(write: Write, name: str, content: bytes, lines: int) -> None:
     path = write(name, content)
     assert count_lines(path) == lines
-    assert len(list(read_lines(tsv(path)))) == lines
+    assert len(list(tsv(path).read())) == lines
 
 
 def test_lines_end_at_newline_only(write: Write) -> None:
     a = write("t.en", "\ufeffone\u2028still one\r\ntwo\x85still two\n  three \u3000\nfo\rur")
     b = write("t.de", "eins\nzwei\ndrei\n\ufeffvier\n")
-    assert list(read_lines(PairSource("en", "de", a, b))) == [
-        ("one\u2028still one", "eins"),
-        ("two\x85still two", "zwei"),
-        ("three", "drei"),
-        ("fo\rur", "\ufeffvier"),  # a byte order mark is one at the start of a file only
+    assert list(PairSource("en", "de", a, b).read()) == [
+        pair("one\u2028still one", "eins"),
+        pair("two\x85still two", "zwei"),
+        pair("three", "drei"),
+        pair("fo\rur", "\ufeffvier"),  # a byte order mark is one at the start of a file only
     ]
 
 
@@ -131,11 +126,11 @@ def test_tsv_reasons(write: Write) -> None:
         (b"c\td\r", None),
     ]
     path = write("t.tsv", b"\n".join(row for row, _ in rows))
-    found = list(read_lines(tsv(path)))
+    found = list(tsv(path).read())
     expected = [Reject(path, line, reason) for line, (_, reason) in enumerate(rows, 1) if reason]
     assert [item for item in found if isinstance(item, Reject)] == expected
     assert str(expected[0]) == f"{path}:2: missing tab"
-    accepted = [("a", "b"), ("x" * (MAX_LINE_BYTES - 2), "b"), ("c", "d")]
+    accepted = [pair("a", "b"), pair("x" * (MAX_LINE_BYTES - 2), "b"), pair("c", "d")]
     assert [item for item in found if not isinstance(item, Reject)] == accepted
 
     calls: list[tuple[Path, int, str]] = []
@@ -146,8 +141,8 @@ def test_tsv_reasons(write: Write) -> None:
 def test_the_file_with_the_bad_side_is_named(write: Write) -> None:
     a = write("t.en", b"one\n\nthree\n\xff\n" + b"y" * (MAX_LINE_BYTES + 1) + b"\nsix\n\n")
     b = write("t.de", b"eins\nzwei\n \nvier\nf\xc3\xbcnf\n\xff\n\n")
-    assert list(read_lines(PairSource("en", "de", a, b))) == [
-        ("one", "eins"),
+    assert list(PairSource("en", "de", a, b).read()) == [
+        pair("one", "eins"),
         Reject(a, 2, "empty side"),
         Reject(b, 3, "empty side"),
         Reject(a, 4, "not UTF-8"),
@@ -164,7 +159,7 @@ def test_line_limit_is_exact(write: Write, start: bytes, over: int, end: bytes) 
     line = b"z" * (MAX_LINE_BYTES + over)
     a, b = write("t.en", start + line + end + line + end + b"end" + end), write("t.de", "1\n2\n3\n")
     texts = (line.decode(), line.decode()) if over <= 0 else (None, None)
-    found = [None if isinstance(item, Reject) else item[0] for item in read_lines(PairSource("en", "de", a, b))]
+    found = [None if isinstance(item, Reject) else item[0] for item in PairSource("en", "de", a, b).read()]
     assert found == [*texts, "end"]
 
 
@@ -172,10 +167,10 @@ def test_line_limit_is_exact(write: Write, start: bytes, over: int, end: bytes) 
 def test_a_huge_line_is_not_read_into_memory(write: Write, name: str) -> None:
     path = write(name, b"w" * (40 << 20) + b"\na\tb\n")
     tracemalloc.start()
-    found = list(read_lines(tsv(path)))
+    found = list(tsv(path).read())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found == [Reject(path, 1, "line over 64 KiB"), ("a", "b")]
+    assert found == [Reject(path, 1, "line over 64 KiB"), pair("a", "b")]
     assert peak < 4 << 20
 
 
@@ -203,7 +198,7 @@ def test_broken_gzip(write: Write, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"broken\.gz: broken gzip file"):
             count_lines(path)
         with pytest.raises(UserError, match=r"broken\.gz: broken gzip file"):
-            list(read_lines(tsv(path)))
+            list(tsv(path).read())
 
 
 def test_read_eval_pairs(write: Write) -> None:
