@@ -1,7 +1,9 @@
 """Nearest neighbours by cosine in both directions, and the margin criterion (Artetxe and Schwenk, 2019).
 
 The similarities of N and M vectors are N·M numbers, 160 GB for 200,000 by 200,000, and are never held: the product is
-taken in blocks, and each block serves both directions. A flat index of faiss does the same sums for one direction.
+taken in blocks, and each block serves both directions. A flat index of faiss does the same sums, on a CPU in 0.6 to 0.9
+of the time (20,000 vectors a side, one thread of an AMD EPYC), but of equal similarities it returns any: where a corpus
+repeats sentences, scores would depend on whether it is installed.
 """
 
 from __future__ import annotations
