@@ -15,9 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from ppa_fast import __version__
-from ppa_fast.data.corpus import Drop, Item, Pair, PairSource, count_pairs, parse_pairs, sentence_group
+from ppa_fast.data.corpus import Drop, Item, Pair, Source, count_pairs, parse_pairs, sentence_group
+from ppa_fast.data.dropped import DROPPED, Dropped, format_table
+from ppa_fast.data.duplicates import SeenPairs, UniqueSource
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
+from ppa_fast.data.filters import Filters
 from ppa_fast.data.lines import Reject
+from ppa_fast.data.multi import parse_multi
 from ppa_fast.data.store import MAX_TOKENS_LIMIT, REJECTED, StoreWriter, check_output, record_batch
 from ppa_fast.errors import UserError
 from ppa_fast.progress import Progress
@@ -33,7 +37,7 @@ CHUNK_CHARACTERS = 1_000_000
 class _Chunk:
     """Consecutive lines of one source, the first being line ``first_line``."""
 
-    source: PairSource
+    source: Source
     pair: int
     first_line: int
     lines: list[Item]
@@ -57,6 +61,10 @@ def prepare(
     max_tokens: int = 126,
     workers: int | None = None,
     max_rejected: float = 0.05,
+    multi: Sequence[Sequence[str]] = (),
+    pivots: Sequence[str] = (),
+    filters: Filters | None = None,
+    deduplicate: bool = False,
 ) -> dict[str, Any]:
     """Encodes parallel text into a token store and returns its manifest.
 
@@ -70,6 +78,10 @@ def prepare(
         max_tokens: longer sentences are truncated to it, special tokens not counted.
         workers: encoding threads, by default one for each CPU at hand.
         max_rejected: the largest share of lines, 0 to 1, that may be unusable.
+        multi: sets of row-parallel files, ``["en:train.en", "de:train.de", "fr:train.fr"]`` each.
+        pivots: languages of ``multi`` that are paired with all others (default: English).
+        filters: what is dropped (default: nothing).
+        deduplicate: drop pairs that came before; those of ``multi`` always are.
 
     Raises:
         UserError: an argument that cannot be used, files of unequal length, a broken file, no usable pair, or more
@@ -84,9 +96,17 @@ def prepare(
         raise UserError(f"--workers {workers}: expected at least 1")
     if not 0 <= max_rejected <= 1:
         raise UserError(f"--max-rejected {max_rejected}: expected a share between 0 and 1")
-    if not pairs:
-        raise UserError("--pairs: none given, expected at least one")
-    sources = [parse_pairs(spec) for spec in pairs]
+    if not pairs and not multi:
+        raise UserError("--pairs: none given, expected at least one, or --multi")
+    if pivots and not multi:
+        raise UserError(f"--pivots {' '.join(pivots)}: expected --multi, whose languages they are")
+    filters = filters or Filters()
+    sources: list[Source] = [parse_pairs(spec) for spec in pairs]
+    rows = [source for specs in multi for source in parse_multi(specs, pivots)]
+    seen_pairs = SeenPairs(out)
+    sources = [UniqueSource(source, seen_pairs, filters) for source in sources] if deduplicate else sources
+    sources += [UniqueSource(source, seen_pairs, filters) for source in rows]
+    filters.check_languages(sources)
     unfinished = check_output(out)
     loaded = load_tokenizer(tokenizer)
 
@@ -102,22 +122,25 @@ def prepare(
     if unfinished:
         print(f"{out}: an unfinished prepare, started over")
     names = list(dict.fromkeys(source.name for source in sources))
-    by_pair = {name: {"pairs": 0, "truncated": 0, "rejected": 0} for name in names}
+    by_pair: dict[str, dict[str, Any]] = {
+        name: {"pairs": 0, "truncated": 0, "rejected": 0, "dropped": {}} for name in names
+    }
     rejected: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
+    dropped = Dropped()
     encoder = TextEncoder(loaded, max_tokens)
     begin, seen = time.monotonic(), 0
     chunks = (chunk for source in sources for chunk in _chunks(source, names.index(source.name)))
     with (
         StoreWriter(out) as writer,
         Progress("encoding", total, "lines") as progress,
-        _encoded_in_order(chunks, encoder, workers) as encoded,
+        _encoded_in_order(chunks, encoder, filters, workers) as encoded,
     ):
         for part in encoded:
             for reject in part.rejects:
                 writer.reject(reject)
                 rejected[reject.reason] += 1
-            dropped.update(drop.reason for drop in part.drops)
+            for drop in part.drops:
+                dropped.add(part.chunk.source.name, drop)
             writer.add(part.rows)
             counts = by_pair[part.chunk.source.name]
             counts["pairs"] += part.rows.num_rows
@@ -133,8 +156,13 @@ def prepare(
                 )
         if seen != total:
             raise UserError(f"the text changed while it was read: {total:,} lines were counted, then {seen:,} read")
-        if seen == rejected.total():
-            raise UserError(f"--pairs: no usable pair in {seen:,} lines: {_by_reason(rejected)}; see {out / REJECTED}")
+        for name in names:
+            by_pair[name]["dropped"] = dropped.counts(name)
+        if dropped:
+            dropped.write(out)
+        if not any(counts["pairs"] for counts in by_pair.values()):
+            reasons = rejected + sum((Counter(counts["dropped"]) for counts in by_pair.values()), Counter())
+            raise UserError(f"--pairs: no usable pair in {seen:,} lines: {_by_reason(reasons)}; see {out / REJECTED}")
         special = special_ids(loaded)
         manifest = writer.finish(
             {
@@ -145,7 +173,6 @@ def prepare(
                 "max_tokens": max_tokens,
                 "language_pairs": by_pair,
                 "rejected": dict(sorted(rejected.items())),
-                "dropped": dict(sorted(dropped.items())),
                 "sources": [
                     {"pair": source.name, "files": [str(path) for path in source.paths], "lines": count}
                     for source, count in zip(sources, lines, strict=True)
@@ -156,7 +183,7 @@ def prepare(
     return manifest
 
 
-def _chunks(source: PairSource, pair: int) -> Iterator[_Chunk]:
+def _chunks(source: Source, pair: int) -> Iterator[_Chunk]:
     lines: list[Item] = []
     first_line, characters = 1, 0
     for line in source.read():
@@ -169,8 +196,9 @@ def _chunks(source: PairSource, pair: int) -> Iterator[_Chunk]:
         yield _Chunk(source, pair, first_line, lines)
 
 
-def _encode(chunk: _Chunk, encoder: TextEncoder) -> _Encoded:
-    pairs = [line for line in chunk.lines if isinstance(line, Pair)]
+def _encode(chunk: _Chunk, encoder: TextEncoder, filters: Filters) -> _Encoded:
+    lines = filters.apply(chunk.lines, chunk.source, chunk.first_line)
+    pairs = [line for line in lines if isinstance(line, Pair)]
     sides = ([pair.a for pair in pairs], [pair.b for pair in pairs])
     rows = iter(zip(*(_encode_side(texts, encoder) for texts in sides), strict=True))
     source, truncated = chunk.source, 0
@@ -179,7 +207,7 @@ def _encode(chunk: _Chunk, encoder: TextEncoder) -> _Encoded:
     a: list[list[int]] = []
     b: list[list[int]] = []
     groups: list[int] = []
-    for number, line in enumerate(chunk.lines, chunk.first_line):
+    for number, line in enumerate(lines, chunk.first_line):
         if isinstance(line, Reject):
             rejects.append(line)
             continue
@@ -202,13 +230,15 @@ def _encode_side(texts: list[str], encoder: TextEncoder) -> list[tuple[list[int]
 
 
 @contextmanager
-def _encoded_in_order(chunks: Iterable[_Chunk], encoder: TextEncoder, workers: int) -> Iterator[Iterator[_Encoded]]:
+def _encoded_in_order(
+    chunks: Iterable[_Chunk], encoder: TextEncoder, filters: Filters, workers: int
+) -> Iterator[Iterator[_Encoded]]:
     """The encoded chunks in the order of ``chunks``; two for each worker are read ahead, no more."""
 
     def results() -> Iterator[_Encoded]:
         waiting: deque[Future[_Encoded]] = deque()
         for chunk in chunks:
-            waiting.append(pool.submit(_encode, chunk, encoder))
+            waiting.append(pool.submit(_encode, chunk, encoder, filters))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -234,12 +264,10 @@ def _by_reason(rejected: Counter[str]) -> str:
 
 
 def _report(manifest: dict[str, Any], out: Path, seconds: float) -> None:
-    for name, counts in manifest["language_pairs"].items():
-        print(
-            f"{name}: {counts['pairs']:,} pairs, {counts['rejected']:,} lines rejected, "
-            f"{counts['truncated']:,} sentences truncated to {manifest['max_tokens']} tokens"
-        )
+    print(format_table(manifest["language_pairs"]))
     if manifest["rejected"]:
         print(f"rejected: {_by_reason(Counter(manifest['rejected']))}; see {out / REJECTED}")
+    if (out / DROPPED).exists():
+        print(f"dropped: see the samples in {out / DROPPED}")
     rate = manifest["pairs"] / max(seconds, 1e-9)
     print(f"{out}: {manifest['pairs']:,} pairs in {seconds:,.1f} s ({rate:,.0f} pairs/s)")

@@ -4,6 +4,7 @@ STORE/rows.arrow     Arrow IPC file; columns a, b: list<int32>, group: int64, pa
                      manifest's language_pairs); every record batch but the last has rows_per_batch rows
 STORE/manifest.json  what the rows are; written last, so that a store without it is unfinished
 STORE/rejected.tsv   the lines that were no usable pair, as file:line: reason
+STORE/dropped.json   the sound pairs that were not wanted: counts and samples by language pair and reason
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from ppa_fast.data.dropped import DROPPED
 from ppa_fast.data.encode import SpecialIds
 from ppa_fast.errors import UserError
 from ppa_fast.files import sync
@@ -29,7 +31,7 @@ MAX_TOKENS_LIMIT = 32_767  # list offsets are int32: ROWS_PER_BATCH * MAX_TOKENS
 
 ROWS, MANIFEST, REJECTED = "rows.arrow", "manifest.json", "rejected.tsv"
 ROWS_PARTIAL, MANIFEST_PARTIAL = ROWS + ".partial", MANIFEST + ".partial"
-UNFINISHED = {ROWS, ROWS_PARTIAL, MANIFEST_PARTIAL, REJECTED}  # all that a killed prepare can leave
+UNFINISHED = {ROWS, ROWS_PARTIAL, MANIFEST_PARTIAL, REJECTED, DROPPED}  # all that a killed prepare can leave
 
 SCHEMA = pa.schema(
     [

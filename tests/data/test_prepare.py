@@ -79,8 +79,8 @@ def test_rows_and_manifest(tmp_path: Path, tokenizer: str, capsys: pytest.Captur
     assert manifest["special_ids"] == {"cls": 2, "sep": 3, "mask": 4, "pad": 0}
     assert (manifest["vocab_size"], manifest["max_tokens"]) == (len(PIECES), 8)
     assert manifest["language_pairs"] == {
-        "en-de": {"pairs": 40, "truncated": 1, "rejected": 2},
-        "fr-en": {"pairs": 2, "truncated": 0, "rejected": 0},
+        "en-de": {"pairs": 40, "truncated": 1, "rejected": 2, "dropped": {}},
+        "fr-en": {"pairs": 2, "truncated": 0, "rejected": 0, "dropped": {}},
     }
     assert manifest["rejected"] == {"empty side": 1, "no tokens": 1}
     assert (manifest["longest_a"], manifest["longest_b"]) == (6, 8)
@@ -97,7 +97,11 @@ def test_rows_and_manifest(tmp_path: Path, tokenizer: str, capsys: pytest.Captur
     assert column.to_pylist() == [0] * 38 + [1] * 2 + [0] * 2
 
     printed = capsys.readouterr().out
-    assert "en-de: 40 pairs, 2 lines rejected, 1 sentences truncated to 8 tokens" in printed
+    assert [line.split() for line in printed.splitlines()[:3]] == [
+        ["kept", "rejected", "dropped", "truncated"],
+        ["en-de", "40", "2", "0", "1"],
+        ["fr-en", "2", "0", "0", "0"],
+    ]
     assert "rejected: 1 empty side, 1 no tokens; see" in printed
     assert "42 pairs in" in printed
     assert "pairs/s" in printed
@@ -151,9 +155,7 @@ def test_chunks_are_bounded_by_text(tmp_path: Path, tokenizer: str, monkeypatch:
     sizes = []
     encode = module._encode
     monkeypatch.setattr(module, "CHUNK_CHARACTERS", 1000)
-    monkeypatch.setattr(
-        module, "_encode", lambda chunk, encoder: sizes.append(len(chunk.lines)) or encode(chunk, encoder)
-    )
+    monkeypatch.setattr(module, "_encode", lambda chunk, *rest: sizes.append(len(chunk.lines)) or encode(chunk, *rest))
     assert prepare([spec], tokenizer, tmp_path / "store")["pairs"] == 300
     assert max(sizes) < 100
     assert sum(sizes) == 300
