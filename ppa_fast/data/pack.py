@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppa_fast.data.store import ROWS, Store
+from ppa_fast.data.store import Store
 from ppa_fast.ops.assemble import layout
 from ppa_fast.ops.philox import MASK32
 
@@ -132,8 +132,8 @@ def native_packer(store: Store, seed: int, mask_probability: float, input_shuffl
     """The native packer over the store's memory-mapped columns; a step of many pairs is shared by ``threads``."""
     return _native.Packer(
         batches=store.columns(),
-        rows_per_batch=store.manifest["rows_per_batch"],
-        name=str(store.path / ROWS),
+        rows_per_batch=int(store.starts[1]),
+        name=str(store.path),
         longest_a=store.longest[0],
         longest_b=store.longest[1],
         vocab_size=store.special.vocab_size,
@@ -220,7 +220,7 @@ class _ReferenceStep:
         if len(bad):
             row = rows[np.searchsorted(offsets, bad[0], side="right") - 1]
             found = f"token id {ids[bad[0]]}, expected 0 to {size - 1}"
-            raise ValueError(f"{self.store.path / ROWS}: row {row}, side {side}: {found}")
+            raise ValueError(f"{self.store.path}: row {row}, side {side}: {found}")
 
 
 def _running(lengths: NDArray[np.int32]) -> Tensor:

@@ -18,11 +18,13 @@ from ppa_fast import __version__
 from ppa_fast.data.corpus import Drop, Item, Pair, PairSource, count_pairs, parse_pairs, sentence_group
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
 from ppa_fast.data.lines import Reject
-from ppa_fast.data.store import MAX_TOKENS_LIMIT, REJECTED, StoreWriter, check_output, record_batch
+from ppa_fast.data.store import MAX_TOKENS_LIMIT, StoreWriter, check_output, record_batch
 from ppa_fast.errors import UserError
 from ppa_fast.progress import Progress
 
 NO_TOKENS = "no tokens"
+
+REJECTED = "rejected.tsv"  # in the store: the lines that were no usable pair, as file:line: reason
 
 # What one call of the tokenizer gets. Small enough that the chunks in flight need little memory whatever the text.
 CHUNK_LINES = 1_000
@@ -110,12 +112,13 @@ def prepare(
     chunks = (chunk for source in sources for chunk in _chunks(source, names.index(source.name)))
     with (
         StoreWriter(out) as writer,
+        (out / REJECTED).open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as rejected_file,
         Progress("encoding", total, "lines") as progress,
         _encoded_in_order(chunks, encoder, workers) as encoded,
     ):
         for part in encoded:
             for reject in part.rejects:
-                writer.reject(reject)
+                rejected_file.write(f"{reject}\n")
                 rejected[reject.reason] += 1
             dropped.update(drop.reason for drop in part.drops)
             writer.add(part.rows)
@@ -136,6 +139,7 @@ def prepare(
         if seen == rejected.total():
             raise UserError(f"--pairs: no usable pair in {seen:,} lines: {_by_reason(rejected)}; see {out / REJECTED}")
         special = special_ids(loaded)
+        rejected_file.flush()
         manifest = writer.finish(
             {
                 "package_version": __version__,

@@ -91,9 +91,9 @@ def test_rows_and_manifest(tmp_path: Path, tokenizer: str, capsys: pytest.Captur
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
         "manifest.json",
         "rejected.tsv",
-        "rows.arrow",
+        "rows-00000.arrow",
     ]
-    column = pa.ipc.open_file(str(tmp_path / "store/rows.arrow")).read_all()["pair"]
+    column = pa.ipc.open_file(str(tmp_path / "store/rows-00000.arrow")).read_all()["pair"]
     assert column.to_pylist() == [0] * 38 + [1] * 2 + [0] * 2
 
     printed = capsys.readouterr().out
@@ -318,26 +318,26 @@ def test_a_kill_before_the_manifest_leaves_no_store(
 ) -> None:
     """The last moments: the rows have their name, the manifest does not."""
     spec, _ = write_corpus(tmp_path, 20)
-    replace = os.replace
+    rename = Path.rename
 
     def killed(source: Path, target: Path) -> None:
         if target.name == "manifest.json":
             raise KeyboardInterrupt
-        replace(source, target)
+        rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
+        patch.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare([spec], tokenizer, tmp_path / "store")
     found = {path.name for path in (tmp_path / "store").iterdir()}
-    assert found == {"rows.arrow", "manifest.json.partial", "rejected.tsv"}
+    assert found == {"rows-00000.arrow", ".manifest.json.tmp", "rejected.tsv"}
     with pytest.raises(UserError, match="unfinished"):
         Store.open(tmp_path / "store")
 
     (tmp_path / "bad.tsv").write_text("no tab\n")
     with pytest.raises(UserError, match="--max-rejected"):
         prepare([f"en-de:{tmp_path}/bad.tsv"], tokenizer, tmp_path / "store")
-    assert [path.name for path in (tmp_path / "store").iterdir()] == ["rejected.tsv"]
+    assert not list((tmp_path / "store").glob("rows-*"))
     assert prepare([spec], tokenizer, tmp_path / "store")["pairs"] == 20
 
 
@@ -348,19 +348,19 @@ def test_sigkill(tmp_path: Path, tokenizer: str) -> None:
     code = f"from ppa_fast.data.prepare import prepare; prepare({[spec]!r}, {tokenizer!r}, {str(out)!r}, workers=1)"
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
-        while not (out / "rows.arrow.partial").exists() and process.poll() is None:
+        while not (out / "rows-00000.arrow.partial").exists() and process.poll() is None:
             os.sched_yield()
         process.send_signal(signal.SIGKILL)
     finally:
         assert process.wait() == -signal.SIGKILL
-    assert {path.name for path in out.iterdir()} == {"rows.arrow.partial", "rejected.tsv"}
+    assert {path.name for path in out.iterdir()} == {"rows-00000.arrow.partial", "rejected.tsv"}
     with pytest.raises(UserError, match="unfinished"):
         Store.open(out)
 
     (tmp_path / "t.en").write_text("a\n")
     (tmp_path / "t.de").write_text("b\n")
     assert prepare([spec], tokenizer, out)["pairs"] == 1
-    assert {path.name for path in out.iterdir()} == {"rows.arrow", "rejected.tsv", "manifest.json"}
+    assert {path.name for path in out.iterdir()} == {"rows-00000.arrow", "rejected.tsv", "manifest.json"}
 
 
 @pytest.mark.skipif("PPA_FAST_TEST_DATA" not in os.environ, reason="PPA_FAST_TEST_DATA is not set")
