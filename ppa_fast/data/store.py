@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +21,7 @@ import pyarrow as pa
 import xxhash
 
 from ppa_fast.data.encode import SpecialIds
+from ppa_fast.data.table import Batch, Table
 from ppa_fast.errors import UserError
 from ppa_fast.files import sync, write_text, writing
 
@@ -42,22 +42,6 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Pairs read from a store. Row i of side a is ``a_tokens[a_offsets[i]:a_offsets[i + 1]]``, b likewise.
-
-    ``a_tokens``, ``b_tokens``: int32 [Ta], [Tb], without special tokens. ``a_offsets``, ``b_offsets``: int64 [n + 1].
-    ``pair_ids``: int64 [n], of :meth:`Store.pair_ids`. ``groups``: int64 [n].
-    """
-
-    a_tokens: np.ndarray
-    a_offsets: np.ndarray
-    b_tokens: np.ndarray
-    b_offsets: np.ndarray
-    pair_ids: np.ndarray
-    groups: np.ndarray
-
-
-@dataclass(frozen=True)
 class _Side:
     """Zero-copy views of one list column of one record batch."""
 
@@ -72,31 +56,28 @@ class _Side:
         return np.diff(self.offsets)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    a: _Side
-    b: _Side
-    groups: np.ndarray
-
-    @classmethod
-    def of(cls, batch: pa.RecordBatch) -> _Batch:
-        return cls(_Side.of(batch.column("a")), _Side.of(batch.column("b")), batch.column("group").to_numpy())
+def _batch(rows: pa.RecordBatch, first: int, name: str) -> Batch:
+    """Views of a record batch, its first row being the store's row ``first``."""
+    a, b = _Side.of(rows.column("a")), _Side.of(rows.column("b"))
+    groups, ids = rows.column("group").to_numpy(), np.array([first], np.int64)
+    return Batch(a.values, a.offsets, b.values, b.offsets, groups, ids, name)
 
 
-class Store:
-    """A finished store, open for reading. Pickling it passes the path on; the files are mapped anew, not copied.
+class Store(Table):
+    """A finished store, open for reading; its pair ids are its rows. Pickling it passes the path on; the files are
+    mapped anew, not copied.
 
-    ``starts``: int64 [batches + 1], the first row of each record batch of :meth:`columns`, and the number of rows.
     ``segments``: int64 [S, 3], the runs of consecutive rows of one language pair: its index in ``language_pairs``, its
     first row, the row behind its last.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], batches: list[_Batch]) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], batches: list[pa.RecordBatch]) -> None:
         self.path = path
         self.manifest = manifest
-        self.starts = _offsets(np.array([len(batch.groups) for batch in batches], np.int64))
+        firsts = accumulate((batch.num_rows for batch in batches), initial=0)
+        rows = [_batch(batch, first, str(path)) for batch, first in zip(batches, firsts, strict=False)]
+        super().__init__(rows, (manifest["longest_a"], manifest["longest_b"]), manifest["vocab_size"])
         self.segments = np.array(manifest["segments"], np.int64).reshape(-1, 3)
-        self._batches = batches
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -111,13 +92,10 @@ class Store:
         rows = sum(batch.num_rows for batch in batches)
         if rows != manifest["pairs"]:
             raise UserError(f"{path}: {rows:,} rows, but {MANIFEST} says {manifest['pairs']:,}; run prepare again")
-        return cls(path, manifest, [_Batch.of(batch) for batch in batches])
+        return cls(path, manifest, batches)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store.open, (self.path,)
-
-    def __len__(self) -> int:
-        return self.manifest["pairs"]
 
     @property
     def fingerprint(self) -> str:
@@ -138,93 +116,6 @@ class Store:
     def max_tokens(self) -> int:
         """The length that sentences were truncated to, special tokens not counted."""
         return self.manifest["max_tokens"]
-
-    @property
-    def longest(self) -> tuple[int, int]:
-        """Tokens of the longest sentence of side a and of side b."""
-        return self.manifest["longest_a"], self.manifest["longest_b"]
-
-    def columns(self) -> list[tuple[np.ndarray, ...]]:
-        """Of each record batch, without a copy: values and offsets of side a, of side b (int32), groups (int64)."""
-        return [(b.a.values, b.a.offsets, b.b.values, b.b.offsets, b.groups) for b in self._batches]
-
-    def pair_ids(self, indices: np.ndarray) -> np.ndarray:
-        """Pair ids of the rows ``indices`` (both int64 [n]): ``(store number << 40) + row``, the store's number is 0.
-
-        Raises:
-            IndexError: an index is negative or not below ``len(store)``.
-        """
-        return self._checked(indices).copy()
-
-    def rows(self, indices: np.ndarray) -> Rows:
-        """Reads the rows ``indices`` (int64 [n], in any order, repeats allowed), in that order.
-
-        Raises:
-            IndexError: an index is negative or not below ``len(store)``.
-            ValueError: a row leaves its record batch or is longer than the manifest says: the file is damaged.
-        """
-        indices = self._checked(indices)
-        a_lengths, b_lengths = self.lengths(indices)
-        a_offsets, b_offsets = _offsets(a_lengths), _offsets(b_lengths)
-        a_tokens, b_tokens = np.empty(a_offsets[-1], np.int32), np.empty(b_offsets[-1], np.int32)
-        groups = np.empty(len(indices), np.int64)
-        for batch, inner, at in self._touched(indices):
-            _copy_rows(batch.a, inner, a_tokens, a_offsets, at)
-            _copy_rows(batch.b, inner, b_tokens, b_offsets, at)
-            groups[at] = batch.groups[inner]
-        return Rows(a_tokens, a_offsets, b_tokens, b_offsets, self.pair_ids(indices), groups)
-
-    def lengths(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Token counts of the sides a and b of the rows ``indices``: two int32 [n]; no token is read.
-
-        Raises:
-            IndexError: an index is negative or not below ``len(store)``.
-            ValueError: a row leaves its record batch or is longer than the manifest says: the file is damaged.
-        """
-        indices = self._checked(indices)
-        a_lengths, b_lengths = np.empty(len(indices), np.int32), np.empty(len(indices), np.int32)
-        for batch, inner, at in self._touched(indices):
-            for side, name, longest, lengths in zip(
-                (batch.a, batch.b), "ab", self.longest, (a_lengths, b_lengths), strict=True
-            ):
-                begins, ends = side.offsets[inner].astype(np.int64), side.offsets[inner + 1].astype(np.int64)
-                bad = (begins < 0) | (ends < begins) | (ends > len(side.values)) | (ends - begins > longest)
-                if bad.any():
-                    first = int(bad.argmax())
-                    raise ValueError(
-                        f"{self.path}: row {indices[at[first]]}, side {name}: tokens {begins[first]} to "
-                        f"{ends[first]} of {len(side.values)}, expected at most {longest}"
-                    )
-                lengths[at] = ends - begins
-        return a_lengths, b_lengths
-
-    def _checked(self, indices: np.ndarray) -> np.ndarray:
-        indices = np.asarray(indices, np.int64)
-        if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
-            raise IndexError(f"rows {indices.min()}…{indices.max()} of a store of {len(self)} rows")
-        return indices
-
-    def _touched(self, indices: np.ndarray) -> Iterator[tuple[_Batch, np.ndarray, np.ndarray]]:
-        """For each record batch that holds some of the rows: it, their places in it, their places in ``indices``."""
-        numbers = np.searchsorted(self.starts, indices, side="right") - 1
-        inner = indices - self.starts[numbers]
-        order = np.argsort(numbers, kind="stable")
-        for at in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else []:
-            yield self._batches[numbers[at[0]]], inner[at], at
-
-
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    """int64 [n + 1]: 0 and the running sums of integers [n]."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
-
-
-def _copy_rows(side: _Side, inner: np.ndarray, tokens: np.ndarray, offsets: np.ndarray, at: np.ndarray) -> None:
-    """Copies the rows ``inner`` of one batch to the places ``at`` of ``tokens``, all at once."""
-    begins, lengths = side.offsets[inner].astype(np.int64), offsets[at + 1] - offsets[at]
-    steps = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # 0, 1, … within each row
-    tokens[np.repeat(offsets[at], lengths) + steps] = side.values[np.repeat(begins, lengths) + steps]
 
 
 def shard(path: Path, number: int) -> Path:
