@@ -260,7 +260,7 @@ def test_train_calls_the_packages_function(monkeypatch):
     command = ["--local_rank=0", "--deepspeed_config", "ds.json", "--model", "m", "--data", "d", "--output", "o"]
     assert cli.main_train([*command, "--epochs", "2"]) == 0
     (settings,) = calls
-    assert (settings.deepspeed_config, settings.model, settings.data, settings.output) == ("ds.json", "m", "d", "o")
+    assert (settings.deepspeed_config, settings.model, settings.data, settings.output) == ("ds.json", "m", ["d"], "o")
     assert (settings.epochs, settings.steps) == (2.0, None)
 
 

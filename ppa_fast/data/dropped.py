@@ -18,56 +18,51 @@ SAMPLES = 20
 SAMPLE_CHARACTERS = 500
 
 
-class Dropped:
-    """Counts the drops of each language pair and reason, and keeps 20 samples of each.
+State = dict[str, dict[str, list[dict[str, Any]]]]
 
-    The samples are those with the least hashes of file and record: spread over the corpus, and the same whatever the
-    order in which the drops come. :meth:`to_json` is the whole state; given back, counting goes on.
+
+class Samples:
+    """At most 20 dropped records of each language pair and reason.
+
+    They are those with the least hashes of file and record: spread over the corpus, and the same whatever the order in
+    which they come. :meth:`to_json` is the whole state; given back, sampling goes on.
     """
 
-    def __init__(self, state: dict[str, dict[str, Any]] | None = None) -> None:
-        self._counts: dict[tuple[str, str], int] = {}
+    def __init__(self, state: State) -> None:
         self._samples: dict[tuple[str, str], list[tuple[int, str, int, str, str]]] = {}
-        for name, reasons in (state or {}).items():
-            for reason, found in reasons.items():
-                self._counts[name, reason] = found["count"]
-                for sample in found["samples"]:
-                    self._add_sample((name, reason), sample["file"], sample["record"], sample["a"], sample["b"])
+        for name, reasons in state.items():
+            for reason, samples in reasons.items():
+                for sample in samples:
+                    self._add((name, reason), **sample)
 
-    def __bool__(self) -> bool:
-        return bool(self._counts)
+    @staticmethod
+    def read(store: Path) -> State:
+        """The state that a store's ``dropped.json`` has."""
+        return json.loads((store / DROPPED).read_text("utf-8")) if (store / DROPPED).exists() else {}
 
     def add(self, name: str, drop: Drop) -> None:
-        """Counts a drop of the language pair ``name``."""
-        key = name, drop.reason
-        self._counts[key] = self._counts.get(key, 0) + 1
+        """Offers a drop of the language pair ``name``."""
         file = os.fsencode(drop.path).decode("utf-8", "replace")
-        self._add_sample(key, file, drop.record, _cut(drop.a), _cut(drop.b))
+        self._add((name, drop.reason), file, drop.record, _cut(drop.a), _cut(drop.b))
 
-    def _add_sample(self, key: tuple[str, str], file: str, record: int, a: str, b: str) -> None:
+    def _add(self, key: tuple[str, str], file: str, record: int, a: str, b: str) -> None:
         samples = self._samples.setdefault(key, [])
         insort(samples, (xxhash.xxh3_64_intdigest(f"{file}:{record}".encode()), file, record, a, b))
         del samples[SAMPLES:]
 
-    def counts(self, name: str) -> dict[str, int]:
-        """How many of the language pair ``name`` were dropped, by reason, the most frequent first."""
-        found = {reason: count for (pair, reason), count in self._counts.items() if pair == name}
-        return dict(sorted(found.items(), key=lambda entry: (-entry[1], entry[0])))
-
-    def to_json(self) -> dict[str, dict[str, Any]]:
-        """By language pair and reason ``{"count": …, "samples": [{"file": …, "record": …, "a": …, "b": …}, …]}``."""
-        state: dict[str, dict[str, Any]] = {}
-        for (name, reason), count in sorted(self._counts.items()):
-            samples = sorted(sample[1:] for sample in self._samples[name, reason])
-            state.setdefault(name, {})[reason] = {
-                "count": count,
-                "samples": [dict(zip(("file", "record", "a", "b"), sample, strict=True)) for sample in samples],
-            }
+    def to_json(self) -> State:
+        """By language pair and reason ``[{"file": …, "record": …, "a": …, "b": …}, …]``, in the order of the text."""
+        state: State = {}
+        for (name, reason), samples in sorted(self._samples.items()):
+            ordered = sorted(sample[1:] for sample in samples)
+            fields = ("file", "record", "a", "b")
+            state.setdefault(name, {})[reason] = [dict(zip(fields, sample, strict=True)) for sample in ordered]
         return state
 
-    def write(self, folder: Path) -> None:
-        """Writes ``dropped.json``."""
-        write_text(folder / DROPPED, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+    def write(self, store: Path) -> None:
+        """Writes ``dropped.json``, if there is anything to write."""
+        if self._samples:
+            write_text(store / DROPPED, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
 
 
 def _cut(text: str) -> str:
@@ -81,9 +76,10 @@ def format_table(language_pairs: dict[str, dict[str, Any]]) -> str:
     """
     rows: list[tuple[str, ...]] = [("", "kept", "rejected", "dropped", "truncated")]
     for name, found in language_pairs.items():
+        reasons = sorted(found["dropped"].items(), key=lambda entry: (-entry[1], entry[0]))
         numbers = found["pairs"], found["rejected"], sum(found["dropped"].values()), found["truncated"]
         rows.append((name, *(f"{number:,}" for number in numbers)))
-        rows += [(f"  {reason}", "", "", f"{count:,}", "") for reason, count in found["dropped"].items()]
+        rows += [(f"  {reason}", "", "", f"{count:,}", "") for reason, count in reasons]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 import langcodes
 
-from ppa_fast.data.corpus import Drop, Item, Pair, Source
+from ppa_fast.data.corpus import Pair, Source
 from ppa_fast.data.languages import base_language
 from ppa_fast.errors import UserError
 
@@ -127,15 +127,6 @@ class Filters:
                 if _is_other_language(text, code):
                     return f"not identified as {code}"
         return ""
-
-    def apply(self, items: Sequence[Item], source: Source, first_record: int) -> list[Item]:
-        """Consecutive items of ``source``, of which the first is record ``first_record``, with a Drop for each pair
-        that is not wanted."""
-        checked = list(items)
-        for index, item in enumerate(items):
-            if isinstance(item, Pair) and (reason := self.check(item, source)):
-                checked[index] = Drop(source.paths[0], first_record + index, reason, item.a, item.b)
-        return checked
 
 
 def length(text: str) -> int:

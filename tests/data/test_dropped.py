@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppa_fast.data.corpus import Drop
-from ppa_fast.data.dropped import SAMPLES, Dropped, format_table
+from ppa_fast.data.dropped import SAMPLES, Samples, format_table
 from ppa_fast.data.filters import Filters
 from ppa_fast.data.prepare import prepare
 from ppa_fast.data.store import Store
@@ -28,50 +28,54 @@ drops = st.lists(st.tuples(st.sampled_from(["en-de", "en-fr"]), st.integers(1, 1
 
 @given(drops, st.randoms(use_true_random=False), st.integers(0, 100))
 def test_order_and_interruption_change_nothing(found: list, rng: random.Random, cut: int) -> None:
-    whole, parts = Dropped(), Dropped()
+    whole, parts = Samples({}), Samples({})
     for name, record, reason in found:
         whole.add(name, drop(record, reason))
-    shuffled = rng.sample(found, len(found))
-    for index, (name, record, reason) in enumerate(shuffled):
+    for index, (name, record, reason) in enumerate(rng.sample(found, len(found))):
         if index == cut:
-            parts = Dropped(json.loads(json.dumps(parts.to_json())))
+            parts = Samples(json.loads(json.dumps(parts.to_json())))
         parts.add(name, drop(record, reason))
     assert parts.to_json() == whole.to_json()
-    assert sum(sum(whole.counts(name).values()) for name in ("en-de", "en-fr")) == len(found)
-    assert bool(whole) == bool(found)
+    for name, record, reason in found:
+        samples = whole.to_json()[name][reason]
+        assert len(samples) == SAMPLES or record in [sample["record"] for sample in samples]
 
 
 def test_samples_are_few_spread_and_short(tmp_path: Path) -> None:
-    dropped = Dropped()
+    samples = Samples({})
     for record in range(1, 10_001):
-        dropped.add("en-de", drop(record, a="ä" * 600, b="\t\n"))
-    dropped.add("en-de", drop(5, "identical sides", "x", "x"))
-    dropped.write(tmp_path)
+        samples.add("en-de", drop(record, a="ä" * 600, b="\t\n"))
+    samples.add("en-de", drop(5, "identical sides", "x", "x"))
+    samples.write(tmp_path)
     found = json.loads((tmp_path / "dropped.json").read_text(encoding="utf-8"))["en-de"]
-    assert found["identical sides"] == {
-        "count": 1,
-        "samples": [{"file": "t.en", "record": 5, "a": "x", "b": "x"}],
-    }
-    assert found["duplicate"]["count"] == 10_000
-    samples = found["duplicate"]["samples"]
-    records = [sample["record"] for sample in samples]
+    assert found["identical sides"] == [{"file": "t.en", "record": 5, "a": "x", "b": "x"}]
+    records = [sample["record"] for sample in found["duplicate"]]
     assert len(records) == SAMPLES
     assert records == sorted(records)
     assert records[0] < 3000
     assert records[-1] > 7000
-    assert (samples[0]["a"], samples[0]["b"]) == ("ä" * 500 + "…", "\t\n")
+    assert (found["duplicate"][0]["a"], found["duplicate"][0]["b"]) == ("ä" * 500 + "…", "\t\n")
+    again = Samples(Samples.read(tmp_path))
+    again.write(tmp_path)
+    assert json.loads((tmp_path / "dropped.json").read_text(encoding="utf-8"))["en-de"] == found
+
+
+def test_no_drops_no_file(tmp_path: Path) -> None:
+    Samples({}).write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert Samples.read(tmp_path) == {}
 
 
 def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
-    dropped = Dropped()
-    dropped.add("en-de", Drop(Path("t\udcff.en"), 1, "duplicate"))
-    dropped.write(tmp_path)
+    samples = Samples({})
+    samples.add("en-de", Drop(Path("t\udcff.en"), 1, "duplicate"))
+    samples.write(tmp_path)
     assert "t\ufffd.en" in (tmp_path / "dropped.json").read_text(encoding="utf-8")
 
 
 def test_table() -> None:
     counts = {
-        "en-de": {"pairs": 9120, "rejected": 3, "dropped": {"duplicate": 1500, "no score": 2}, "truncated": 12},
+        "en-de": {"pairs": 9120, "rejected": 3, "dropped": {"no score": 2, "duplicate": 1500}, "truncated": 12},
         "zh_Hant-en": {"pairs": 5, "rejected": 0, "dropped": {}, "truncated": 0},
     }
     assert format_table(counts).splitlines() == [
@@ -129,7 +133,7 @@ def test_prepare_counts_every_record_once(tiny, tmp_path: Path, capsys: pytest.C
     english_french, german_french = groups[2:7], groups[7:]
     assert german_french[0] == english_french[0]  # row 1, of three languages, is one sentence
     samples = json.loads((tmp_path / "store1/dropped.json").read_text(encoding="utf-8"))
-    assert samples["en-fr"][same]["samples"] == [{"file": f"{tmp_path}/en", "record": 5, "a": "x", "b": "x"}]
+    assert samples["en-fr"][same] == [{"file": f"{tmp_path}/en", "record": 5, "a": "x", "b": "x"}]
     printed = capsys.readouterr().out
     assert f"  {same}" in printed
     assert "dropped.json" in printed
@@ -137,7 +141,8 @@ def test_prepare_counts_every_record_once(tiny, tmp_path: Path, capsys: pytest.C
 
 def test_prepare_says_why_nothing_is_left(tiny, tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text("a\ta\nb\tb\nno tab\n")
-    with pytest.raises(UserError, match="no usable pair in 3 lines: 2 identical sides, 1 missing tab"):
+    message = "no usable pair in 3 records; rejected: 1 missing tab; dropped: 2 identical sides; see"
+    with pytest.raises(UserError, match=message):
         prepare(
             [f"en-de:{tmp_path}/t.tsv"],
             str(tiny.tokenizer),
@@ -145,7 +150,7 @@ def test_prepare_says_why_nothing_is_left(tiny, tmp_path: Path) -> None:
             max_rejected=1,
             filters=Filters(drop_identical=True),
         )
-    assert json.loads((tmp_path / "store/dropped.json").read_text())["en-de"]["identical sides"]["count"] == 2
+    assert len(json.loads((tmp_path / "store/dropped.json").read_text())["en-de"]["identical sides"]) == 2
 
 
 def test_prepare_takes_pivots_for_row_parallel_files_alone(tiny, tmp_path: Path) -> None:

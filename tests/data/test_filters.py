@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppa_fast.data.corpus import Drop, Pair, PairSource
+from ppa_fast.data.corpus import Pair, PairSource
 from ppa_fast.data.filters import Filters, length
-from ppa_fast.data.lines import Reject
 from ppa_fast.errors import UserError
 
 FILE = Path("corpus.tsv")
@@ -94,7 +94,6 @@ def test_a_bad_option_is_named(options: dict, message: str) -> None:
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 pairs = st.builds(lambda a, b, score: Pair(a, b, a, score), texts, texts, st.none() | st.floats(0, 1))
-items = pairs | st.just(Reject(FILE, 1, "not UTF-8")) | st.just(Drop(FILE, 1, "untranslated"))
 some_filters = st.builds(
     Filters,
     length_ratio=st.none() | st.floats(1, 3),
@@ -107,19 +106,17 @@ some_filters = st.builds(
 )
 
 
-@given(st.lists(items))
-def test_filters_that_are_off_change_nothing(found: list) -> None:
-    assert Filters().apply(found, EN_DE, 1) == found
+@given(pairs)
+def test_filters_that_are_off_keep_everything(pair: Pair) -> None:
+    assert Filters().check(pair, EN_DE) == ""
 
 
-@given(st.lists(items), some_filters, st.integers(1, 1000))
-def test_each_item_is_kept_or_dropped_in_its_place(found: list, filters: Filters, first: int) -> None:
-    filters = pickle.loads(pickle.dumps(filters))  # as worker processes get it
-    applied = filters.apply(found, EN_DE, first)
-    assert len(applied) == len(found)
-    for number, (before, after) in enumerate(zip(found, applied, strict=True), first):
-        reason = filters.check(before, EN_DE) if isinstance(before, Pair) else ""
-        assert after == (Drop(FILE, number, reason, before.a, before.b) if reason else before)
+@given(pairs, some_filters)
+def test_a_pair_is_dropped_if_one_of_the_filters_alone_drops_it(pair: Pair, filters: Filters) -> None:
+    alone = [Filters(**{field.name: getattr(filters, field.name)}) for field in fields(Filters)]
+    reasons = [reason for reason in (each.check(pair, EN_DE) for each in alone) if reason]
+    found = pickle.loads(pickle.dumps(filters)).check(pair, EN_DE)  # as worker processes get it
+    assert found in reasons if reasons else found == ""
 
 
 def test_language_id() -> None:
