@@ -42,7 +42,7 @@ from report import number
 from ppa_fast.data import pack
 from ppa_fast.data.batch import Batches, PairBatch
 from ppa_fast.data.sampler import Sampler
-from ppa_fast.data.store import ROWS, ROWS_PER_BATCH, SCHEMA, Store, StoreWriter
+from ppa_fast.data.store import ROWS_PER_BATCH, SCHEMA, Store, StoreWriter, shard
 from ppa_fast.ops.assemble import Assembled, assemble
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,9 +153,9 @@ def cold_row(path: Path, batch: int, steps: int) -> dict[str, Any]:
     """
     batches = loader(Store.open(path), batch)
     for _ in range(20):
-        with (path / ROWS).open("rb") as file:
+        with shard(path, 0).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        share = resident(path / ROWS)
+        share = resident(shard(path, 0))
         if share < 0.02:
             break
         time.sleep(0.5)
@@ -165,7 +165,7 @@ def cold_row(path: Path, batch: int, steps: int) -> dict[str, Any]:
     passed = time.perf_counter() - begin
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults
     row = {"part": "cold", "sentences": "bitext", "median_tokens": MEDIANS["bitext"], "batch": batch, "steps": steps}
-    row |= {"resident": share, "resident_after": resident(path / ROWS), "major_faults": faults / steps}
+    row |= {"resident": share, "resident_after": resident(shard(path, 0)), "major_faults": faults / steps}
     return row | {"pairs_per_s": steps * batch / passed, "load_ms": 1e3 * passed / steps}
 
 
@@ -227,7 +227,7 @@ def memory_by_steps(path: Path, batch: int, marks: Sequence[int]) -> list[int]:
 def memory_row(path: Path, batch: int, marks: Sequence[int]) -> dict[str, Any]:
     begin, store = time.perf_counter(), Store.open(path)
     after = dict(zip([0, *marks], memory_by_steps(path, batch, marks), strict=True))
-    row = {"part": "memory", "pairs": len(store), "store_bytes": (path / ROWS).stat().st_size, "batch": batch}
+    row = {"part": "memory", "pairs": len(store), "store_bytes": shard(path, 0).stat().st_size, "batch": batch}
     return row | {"ranks": RANKS, "private_bytes": after, "seconds": time.perf_counter() - begin}
 
 

@@ -19,8 +19,8 @@ from ppa_fast.files import write_text
 from ppa_fast.model import POOLINGS
 
 
-def _setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
-    metadata = {"help": text, "choices": choices}
+def _setting(default: Any, text: str, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
+    metadata = {"help": text, "choices": choices, "metavar": metavar}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -34,7 +34,7 @@ class Settings:
     """
 
     model: str = _setting("", "base encoder: a Hugging Face name or folder (BERT or XLM-R family, with its MLM head)")
-    data: str = _setting("", "token store made by `ppa-fast prepare`")
+    data: list[str] = _setting([], "token stores made by `ppa-fast prepare`", metavar="STORE")  # noqa: RUF009
     output: str = _setting("", "run folder")
     deepspeed_config: str = _setting("", "DeepSpeed JSON: batch sizes, precision, ZeRO, clipping, monitor")
     seed: int = _setting(0, "of the order, the coins, the masks, dropout and new weights")
@@ -69,13 +69,17 @@ class Settings:
 
     max_skipped: int = _setting(10, "stop after so many steps in a row that were not finite")
     log_every: int = _setting(10, "steps between lines of metrics.jsonl")
-    eval_pairs: list[str] = _setting([], "retrieval while training: en-de:dev.en,dev.de …")  # noqa: RUF009
+    eval_pairs: list[str] = _setting(  # noqa: RUF009
+        [], "retrieval while training: en-de:dev.en,dev.de …", metavar="SPEC"
+    )
     eval_every: int = _setting(500, "steps between evaluations (and one at the end), with --eval-pairs")
     save_every: int = _setting(500, "steps between checkpoints (and one at the end)")
     keep: int = _setting(2, "newest checkpoints kept; the best one is kept besides")
     resume: str = _setting("auto", "continue the run in the output folder, or refuse to", ("auto", "never"))
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, (str, Path)):  # one store may be written without a list
+            self.data = [str(self.data)] if str(self.data) else []
         for f in dataclasses.fields(self):
             setattr(self, f.name, _coerce(f.name, getattr(self, f.name)))
             choices = f.metadata["choices"]
@@ -180,7 +184,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if isinstance(f.default, bool):
             options["action"] = argparse.BooleanOptionalAction
         elif default == []:
-            options.update(nargs="+", action="extend", metavar="SPEC")
+            options.update(nargs="+", action="extend", metavar=f.metadata["metavar"])
         elif f.metadata["choices"]:
             options["choices"] = f.metadata["choices"]
         else:

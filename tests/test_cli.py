@@ -16,6 +16,7 @@ import pytest
 
 import ppa_fast
 from ppa_fast import cli
+from ppa_fast.data.filters import Filters
 from tests.conftest import write_config
 
 VERBS = [
@@ -245,7 +246,7 @@ def test_the_command_calls_the_packages_function(monkeypatch, capsys, name, comm
     assert len(calls) == 1
     given = {*map(str, calls[0][0]), *map(str, calls[0][1].values())}
     expected = {
-        "prepare": {"['en-de:a,b']", "t", "o", "126", "None", "0.05"},
+        "prepare": {"['en-de:a,b']", "t", "o", "126", "None", "0.05", "[]", str(Filters()), "False"},
         "evaluate": {"retrieval", "m", "['en-de:a,b']", "None"},
         "export": {"run", "o", "best"},
     }
@@ -259,7 +260,7 @@ def test_train_calls_the_packages_function(monkeypatch):
     command = ["--local_rank=0", "--deepspeed_config", "ds.json", "--model", "m", "--data", "d", "--output", "o"]
     assert cli.main_train([*command, "--epochs", "2"]) == 0
     (settings,) = calls
-    assert (settings.deepspeed_config, settings.model, settings.data, settings.output) == ("ds.json", "m", "d", "o")
+    assert (settings.deepspeed_config, settings.model, settings.data, settings.output) == ("ds.json", "m", ["d"], "o")
     assert (settings.epochs, settings.steps) == (2.0, None)
 
 

@@ -178,6 +178,16 @@ def test_pairs_are_a_list_of_texts(value):
         Settings(eval_pairs=value)
 
 
+def test_one_store_may_be_written_without_a_list(tmp_path):
+    assert Settings(data="store").data == Settings(data=Path("store")).data == ["store"]
+    assert Settings(data="").data == Settings().data == []
+    assert parse("--settings", write(tmp_path, "data: store\n")).data == ["store"]
+    assert parse("--settings", write(tmp_path, "data: [one, two]\n")).data == ["one", "two"]
+    assert parse("--data", "one", "two", "--data", "three").data == ["one", "two", "three"]
+    with pytest.raises(UserError, match=r"^data: found 3, expected list"):
+        Settings(data=3)
+
+
 @pytest.mark.parametrize("value", [None, 3, True, ["m"]])
 def test_a_name_is_a_text(value):
     with pytest.raises(UserError, match=r"^model: found .*, expected str"):
@@ -254,7 +264,7 @@ def test_require_names_what_is_missing():
 def test_a_runs_settings_can_be_given_back(tmp_path):
     settings = Settings(
         model="größe/模型",
-        data="store",
+        data=["store", "größer"],
         output="run",
         steps=7,
         learning_rate=1e-7,

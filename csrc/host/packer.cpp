@@ -1,6 +1,6 @@
 // The host packer, the pybind11 module ppa_fast._packer: cuts the pairs of a global step into micro-batches of nearly
-// equal tokens, computes the layout of each, and gathers its rows from the store's memory-mapped Arrow buffers into one
-// buffer. ppa_fast/data/pack.py holds the same in NumPy and PyTorch: the specification, equal bit for bit.
+// equal tokens, computes the layout of each, and gathers its rows from memory-mapped Arrow buffers into one buffer.
+// ppa_fast/data/pack.py holds the same in NumPy and PyTorch: the specification, equal bit for bit.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -53,9 +53,9 @@ struct Sentence {
   int32_t length;
 };
 
-// A pair as it was drawn. `masked`: how many of its tokens TLM selects.
+// A pair as it was drawn: its row among all, its pair id, … `masked`: how many of its tokens TLM selects.
 struct Pair {
-  int64_t row, epoch, group;
+  int64_t row, id, epoch, group;
   Sentence a, b;
   int32_t query_length, masked;
 };
@@ -81,11 +81,11 @@ struct Draws {
 PPA_MULTIVERSION void draw(const Draws& draws, Pair* pairs, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     Pair& pair = pairs[i];
-    const bool swap = draws.shuffling && coin(draws.seed, pair.epoch, pair.row) != 0;
+    const bool swap = draws.shuffling && coin(draws.seed, pair.epoch, pair.id) != 0;
     const int64_t query = swap ? pair.b.length : pair.a.length, key = swap ? pair.a.length : pair.b.length;
     pair.query_length = static_cast<int32_t>(query);
     pair.masked = static_cast<int32_t>(
-        draws.select != 0 ? count_selected(draws.seed, draws.select, pair.epoch, pair.row, query, key) : 0);
+        draws.select != 0 ? count_selected(draws.seed, draws.select, pair.epoch, pair.id, query, key) : 0);
   }
 }
 
@@ -148,57 +148,60 @@ class Sections {
   int64_t bytes_, at_ = 0;
 };
 
-// The rows of a store: views of its record batches' columns, which it keeps alive.
+// The rows of record batches, one after another: views of their columns, which it keeps alive.
 class Packer {
  public:
-  // Of a record batch: values and offsets of side a, of side b, groups.
-  using Columns = std::tuple<Array<int32_t>, Array<int32_t>, Array<int32_t>, Array<int32_t>, Array<int64_t>>;
+  // Of a record batch: values and offsets of side a, of side b, groups, pair ids (of all its rows, or of the first:
+  // the others count up from it), and what an error calls it.
+  using Columns = std::tuple<Array<int32_t>, Array<int32_t>, Array<int32_t>, Array<int32_t>, Array<int64_t>,
+                             Array<int64_t>, std::string>;
 
-  Packer(std::vector<Columns> batches, int64_t rows_per_batch, std::string name, int64_t longest_a, int64_t longest_b,
-         int64_t vocab_size, uint32_t seed, double mask_probability, bool input_shuffling, int64_t threads)
+  Packer(std::vector<Columns> batches, int64_t longest_a, int64_t longest_b, int64_t vocab_size, uint32_t seed,
+         double mask_probability, bool input_shuffling, int64_t threads)
       : draws{seed, threshold(mask_probability), input_shuffling},
         threads(threads),
         columns_(std::move(batches)),
-        rows_per_batch_(rows_per_batch),
-        name_(std::move(name)),
         longest_a_(longest_a),
         longest_b_(longest_b),
         vocab_size_(static_cast<uint32_t>(vocab_size)) {
-    for (const auto& [a, a_offsets, b, b_offsets, groups] : columns_) {
-      const bool last = batches_.size() + 1 == columns_.size();
-      const bool full = groups.size() == rows_per_batch || (last && groups.size() < rows_per_batch);
-      if (!full || a_offsets.size() != groups.size() + 1 || b_offsets.size() != groups.size() + 1) {
-        throw std::invalid_argument("batches: columns of unequal length, or not of rows_per_batch rows");
+    for (const auto& [a, a_offsets, b, b_offsets, groups, ids, name] : columns_) {
+      const int64_t rows = groups.size();
+      if (a_offsets.size() != rows + 1 || b_offsets.size() != rows + 1 || (ids.size() != rows && ids.size() != 1)) {
+        throw std::invalid_argument(name + ": columns of unequal length");
       }
-      batches_.push_back(
-          {{a.data(), a.size(), a_offsets.data()}, {b.data(), b.size(), b_offsets.data()}, groups.data()});
-      rows_ += groups.size();
+      batches_.push_back({{a.data(), a.size(), a_offsets.data()},
+                          {b.data(), b.size(), b_offsets.data()},
+                          groups.data(),
+                          ids.data(),
+                          ids.size() == 1});
+      starts_.push_back(starts_.back() + rows);
     }
   }
 
   void check_rows(const int64_t* rows, int64_t n) const {
     const auto [least, most] = std::minmax_element(rows, rows + n);
-    if (n > 0 && (*least < 0 || *most >= rows_)) {
-      throw std::out_of_range("rows " + std::to_string(*least) + "…" + std::to_string(*most) + " of a store of " +
-                              std::to_string(rows_) + " rows");
+    if (n > 0 && (*least < 0 || *most >= starts_.back())) {
+      throw std::out_of_range("rows " + std::to_string(*least) + "…" + std::to_string(*most) + ": expected 0…" +
+                              std::to_string(starts_.back() - 1));
     }
   }
 
-  // Finds the group and the sentences of a pair's row; returns what is wrong with them.
+  // Finds the pair id, the group and the sentences of a pair's row; returns what is wrong with them.
   std::string find(Pair& pair) const {
-    const Batch& batch = batches_[pair.row / rows_per_batch_];
-    const int64_t inner = pair.row % rows_per_batch_;
+    const int64_t number = batch_of(pair.row), inner = pair.row - starts_[number];
+    const Batch& batch = batches_[number];
+    pair.id = batch.counting ? batch.ids[0] + inner : batch.ids[inner];
     pair.group = batch.groups[inner];
-    std::string wrong = find(batch.a, inner, longest_a_, pair.row, 'a', pair.a);
-    return wrong.empty() ? find(batch.b, inner, longest_b_, pair.row, 'b', pair.b) : wrong;
+    std::string wrong = find(batch.a, inner, longest_a_, pair, 'a', pair.a);
+    return wrong.empty() ? find(batch.b, inner, longest_b_, pair, 'b', pair.b) : wrong;
   }
 
   // Copies a sentence; returns what is wrong with its ids.
-  std::string copy(const Sentence& sentence, int64_t row, char side, int32_t* to) const {
+  std::string copy(const Sentence& sentence, const Pair& pair, char side, int32_t* to) const {
     if (copy_ids(sentence, to, vocab_size_)) return {};
     const auto outside = [&](int32_t id) { return static_cast<uint32_t>(id) >= vocab_size_; };
     const int32_t bad = *std::find_if(sentence.ids, sentence.ids + sentence.length, outside);
-    return place(row, side) + "token id " + std::to_string(bad) + ", expected 0 to " + std::to_string(vocab_size_ - 1);
+    return place(pair, side) + "token id " + std::to_string(bad) + ", expected 0 to " + std::to_string(vocab_size_ - 1);
   }
 
   const Draws draws;
@@ -212,28 +215,34 @@ class Packer {
   };
   struct Batch {
     Column a, b;
-    const int64_t* groups;
+    const int64_t *groups, *ids;
+    bool counting;
   };
 
-  std::string find(const Column& column, int64_t inner, int64_t longest, int64_t row, char side,
+  int64_t batch_of(int64_t row) const {
+    return std::upper_bound(starts_.begin(), starts_.end(), row) - starts_.begin() - 1;
+  }
+
+  std::string find(const Column& column, int64_t inner, int64_t longest, const Pair& pair, char side,
                    Sentence& found) const {
     const int64_t begin = column.offsets[inner], end = column.offsets[inner + 1];
     if (begin < 0 || end < begin || end > column.size || end - begin > longest) {
-      return place(row, side) + "tokens " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
+      return place(pair, side) + "tokens " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
              std::to_string(column.size) + ", expected at most " + std::to_string(longest);
     }
     found = {column.values + begin, static_cast<int32_t>(end - begin)};
     return {};
   }
 
-  std::string place(int64_t row, char side) const {
-    return name_ + ": row " + std::to_string(row) + ", side " + side + ": ";
+  std::string place(const Pair& pair, char side) const {
+    constexpr int64_t kRow = (int64_t{1} << 40) - 1;  // of a pair id: its row in its store
+    return std::get<std::string>(columns_[batch_of(pair.row)]) + ": row " + std::to_string(pair.id & kRow) + ", side " +
+           side + ": ";
   }
 
   std::vector<Columns> columns_;
   std::vector<Batch> batches_;
-  int64_t rows_per_batch_, rows_ = 0;
-  std::string name_;
+  std::vector<int64_t> starts_{0};  // [batches + 1] first rows
   int64_t longest_a_, longest_b_;
   uint32_t vocab_size_;
 };
@@ -321,7 +330,7 @@ class GlobalStep {
     a_offsets[0] = b_offsets[0] = query_cu_seqlens[0] = masked_cu_rows[0] = 0;
     for (int64_t i = 0; i < n; ++i) {
       const Pair& pair = pairs_[positions[i]];
-      pair_ids[i] = pair.row;
+      pair_ids[i] = pair.id;
       epochs[i] = pair.epoch;
       groups[i] = pair.group;
       places[i] = positions[i];
@@ -334,8 +343,8 @@ class GlobalStep {
       for (int64_t i = begin; i < end; ++i) {
         if (i + kAhead < end) prefetch(pairs_[positions[i + kAhead]]);
         const Pair& pair = pairs_[positions[i]];
-        std::string wrong = packer_->copy(pair.a, pair.row, 'a', a_tokens + a_offsets[i]);
-        if (wrong.empty()) wrong = packer_->copy(pair.b, pair.row, 'b', b_tokens + b_offsets[i]);
+        std::string wrong = packer_->copy(pair.a, pair, 'a', a_tokens + a_offsets[i]);
+        if (wrong.empty()) wrong = packer_->copy(pair.b, pair, 'b', b_tokens + b_offsets[i]);
         if (!wrong.empty()) return wrong;
       }
       return {};
@@ -381,11 +390,9 @@ PYBIND11_MODULE(_packer, module) {
       .def("sizes", &GlobalStep::sizes, py::arg("number"))
       .def("fill", &fill, py::arg("number"), py::arg("buffer").noconvert());
   py::class_<Packer, std::shared_ptr<Packer>>(module, "Packer")
-      .def(py::init<std::vector<Packer::Columns>, int64_t, std::string, int64_t, int64_t, int64_t, uint32_t, double,
-                    bool, int64_t>(),
-           py::arg("batches").noconvert(), py::arg("rows_per_batch"), py::arg("name"), py::arg("longest_a"),
-           py::arg("longest_b"), py::arg("vocab_size"), py::arg("seed"), py::arg("mask_probability"),
-           py::arg("input_shuffling"), py::arg("threads"))
+      .def(py::init<std::vector<Packer::Columns>, int64_t, int64_t, int64_t, uint32_t, double, bool, int64_t>(),
+           py::arg("batches").noconvert(), py::arg("longest_a"), py::arg("longest_b"), py::arg("vocab_size"),
+           py::arg("seed"), py::arg("mask_probability"), py::arg("input_shuffling"), py::arg("threads"))
       .def("step", &make_step, py::arg("rows"), py::arg("epochs"), py::arg("parts"));
 }
 

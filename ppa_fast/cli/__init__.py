@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ppa_fast import __version__
 from ppa_fast.cli import evaluate, finetune
+from ppa_fast.cli.filters import add_filters, chosen_filters
 from ppa_fast.cli.verb import PAIRS_HELP, add_verb
 from ppa_fast.errors import UserError, input_error
 
@@ -85,6 +86,11 @@ def _prepare(arguments: argparse.Namespace) -> None:
         max_tokens=arguments.max_tokens,
         workers=arguments.workers,
         max_rejected=arguments.max_rejected,
+        append=arguments.append,
+        multi=arguments.multi,
+        pivots=arguments.pivots,
+        filters=chosen_filters(arguments),
+        deduplicate=arguments.deduplicate,
     )
 
 
@@ -177,14 +183,25 @@ def build_parser() -> argparse.ArgumentParser:
         "ppa-fast prepare --pairs en-de:train.en,train.de --tokenizer bert-base-multilingual-cased --out store",
         _prepare,
     )
-    p.add_argument("--pairs", required=True, nargs="+", action="extend", metavar="SPEC", help=PAIRS_HELP)
+    p.add_argument("--pairs", nargs="+", action="extend", default=[], metavar="SPEC", help=PAIRS_HELP)
+    p.add_argument(
+        "--multi",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="LANG:FILE",
+        help="row-parallel files, one a language: each pivot is paired with every other; repeatable",
+    )
+    p.add_argument("--pivots", nargs="+", default=[], metavar="LANG", help="of --multi (default: en, else the first)")
     p.add_argument("--tokenizer", required=True, help="name or folder of a fast tokenizer, the model's own")
-    p.add_argument("--out", required=True, help="new folder, or what a killed prepare left")
+    p.add_argument("--out", required=True, help="new folder, or what a killed prepare left: it goes on from there")
+    p.add_argument("--append", action="store_true", help="add to the finished store --out, of the same tokenizer")
     p.add_argument(
         "--max-tokens", type=int, default=126, metavar="N", help="of a sentence, without specials (default 126)"
     )
-    p.add_argument("--workers", type=int, metavar="N", help="encoding threads (default: one a core)")
+    p.add_argument("--workers", type=int, metavar="N", help="encoding processes (default: one a core)")
     p.add_argument("--max-rejected", type=float, default=0.05, metavar="SHARE", help="(default 0.05)")
+    add_filters(p)
 
     evaluate.add_verbs(verbs)
     finetune.add_verbs(verbs)

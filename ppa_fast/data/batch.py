@@ -95,8 +95,9 @@ def micro_batches(
     world_size: int = 1,
     pinned: bool = False,
 ) -> Iterator[PairBatch]:
-    """Cuts the pairs at these store rows, drawn for these epochs (both int64 [B]), into ``parts`` micro-batches; yields
-    those of one rank, packed one at a time: numbers rank, rank + world size, … See :meth:`Packer.step`."""
+    """Cuts the pairs at these rows of the packer's table, drawn for these epochs (both int64 [B]), into ``parts``
+    micro-batches; yields those of one rank, packed one at a time: numbers rank, rank + world size, … See
+    :meth:`Packer.step`."""
     step = packer.step(rows, epochs, parts)
     totals = StepTotals(step.masked, step.text_tokens, tuple(step.pairs))
     for number in range(rank, parts, world_size):

@@ -168,7 +168,7 @@ def _check_readable(path: Path, spec: str) -> None:
         raise UserError(f"--pairs {spec}: {path} cannot be read: permission denied")
 
 
-def count_pairs(source: PairSource) -> int:
+def count_pairs(source: Source) -> int:
     """The number of lines of a source, good and bad ones.
 
     Raises:
@@ -176,10 +176,8 @@ def count_pairs(source: PairSource) -> int:
     """
     counts = [count_lines(path) for path in source.paths]
     if len(set(counts)) > 1:
-        raise UserError(
-            f"{source.name}: files of unequal length: {source.path_a} has {counts[0]:,} lines, "
-            f"{source.path_b} has {counts[1]:,}; line i of both must be one sentence"
-        )
+        found = ", ".join(f"{path} has {lines:,} lines" for path, lines in zip(source.paths, counts, strict=True))
+        raise UserError(f"{source.name}: files of unequal length: {found}; line i of all must be one sentence")
     return counts[0]
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppa_fast.data.store import ROWS, Store
+from ppa_fast.data.table import Table
 from ppa_fast.ops.assemble import layout
 from ppa_fast.ops.philox import MASK32
 
@@ -80,16 +80,16 @@ class GlobalStep(Protocol):
         """Writes the sections of micro-batch ``number`` into a buffer of its size.
 
         Raises:
-            ValueError: a token id is not in the vocabulary: the store is damaged.
+            ValueError: a token id is not in the vocabulary: the file is damaged.
         """
         ...
 
 
 class Packer(Protocol):
-    """Packs pairs of one store for one run."""
+    """Packs pairs of one table for one run."""
 
     def step(self, rows: NDArray[np.int64], epochs: NDArray[np.int64], parts: int) -> GlobalStep:
-        """Cuts the pairs at these store rows, drawn for these epochs (both [B]), into ``parts`` micro-batches.
+        """Cuts the pairs at these rows of the table, drawn for these epochs (both [B]), into ``parts`` micro-batches.
 
         A micro-batch is a run of pairs in the order of their length (equal ones in the order given), so that neighbours
         in length are together; the runs end where the largest has as few tokens as can be, and none is empty. The
@@ -97,9 +97,9 @@ class Packer(Protocol):
         means are over the global step, and keys enter the queue by position.
 
         Raises:
-            IndexError: a row is negative or not below ``len(store)``.
-            ValueError: not 1 to B parts, more than 2^31 tokens in one, or a row that leaves its record batch or is
-                longer than the manifest says: the store is damaged.
+            IndexError: a row is negative or not below ``len(table)``.
+            ValueError: not 1 to B parts, more than 2^31 tokens in one, or a row that leaves its batch or is longer than
+                ``table.longest``: the file is damaged.
         """
         ...
 
@@ -117,26 +117,24 @@ def _load() -> tuple[Any, str]:
 _native, WHY_NOT_NATIVE = _load()
 
 
-def packer_for(store: Store, *, seed: int, mask_probability: float, input_shuffling: bool) -> Packer:
+def packer_for(table: Table, *, seed: int, mask_probability: float, input_shuffling: bool) -> Packer:
     """The packer of a run: native where it is built (:data:`WHY_NOT_NATIVE` is empty), else the reference.
 
     Args:
         seed, mask_probability, input_shuffling: of ``ops.assemble``, which gets the micro-batches.
     """
     if WHY_NOT_NATIVE:
-        return ReferencePacker(store, seed, mask_probability, input_shuffling)
-    return native_packer(store, seed, mask_probability, input_shuffling, threads=torch.get_num_threads())
+        return ReferencePacker(table, seed, mask_probability, input_shuffling)
+    return native_packer(table, seed, mask_probability, input_shuffling, threads=torch.get_num_threads())
 
 
-def native_packer(store: Store, seed: int, mask_probability: float, input_shuffling: bool, threads: int) -> Packer:
-    """The native packer over the store's memory-mapped columns; a step of many pairs is shared by ``threads``."""
+def native_packer(table: Table, seed: int, mask_probability: float, input_shuffling: bool, threads: int) -> Packer:
+    """The native packer over the table's memory-mapped columns; a step of many pairs is shared by ``threads``."""
     return _native.Packer(
-        batches=store.columns(),
-        rows_per_batch=store.manifest["rows_per_batch"],
-        name=str(store.path / ROWS),
-        longest_a=store.longest[0],
-        longest_b=store.longest[1],
-        vocab_size=store.special.vocab_size,
+        batches=table.batches,
+        longest_a=table.longest[0],
+        longest_b=table.longest[1],
+        vocab_size=table.vocab_size,
         seed=seed & MASK32,
         mask_probability=mask_probability,
         input_shuffling=input_shuffling,
@@ -147,8 +145,8 @@ def native_packer(store: Store, seed: int, mask_probability: float, input_shuffl
 class ReferencePacker:
     """The packer in NumPy and PyTorch."""
 
-    def __init__(self, store: Store, seed: int, mask_probability: float, input_shuffling: bool) -> None:
-        self.store = store
+    def __init__(self, table: Table, seed: int, mask_probability: float, input_shuffling: bool) -> None:
+        self.table = table
         self.draws: dict[str, Any] = {
             "seed": seed,
             "mask_probability": mask_probability,
@@ -165,8 +163,8 @@ class ReferencePacker:
 
 class _ReferenceStep:
     def __init__(self, packer: ReferencePacker, rows: NDArray[np.int64], epochs: NDArray[np.int64], parts: int) -> None:
-        self.store, self.rows, self.epochs = packer.store, rows, epochs
-        a_lengths, b_lengths = self.store.lengths(rows)
+        self.table, self.rows, self.epochs = packer.table, rows, epochs
+        a_lengths, b_lengths = self.table.lengths(rows)
         tokens = 2 * (a_lengths.astype(np.int64) + b_lengths) + 7
         order = np.argsort(tokens, kind="stable")
         self.positions = np.split(order, boundaries(tokens[order], parts)[1:-1])
@@ -175,8 +173,9 @@ class _ReferenceStep:
                 f"parts: found {parts}, of which one has {most} tokens, expected less than 2^31; cut into more"
             )
         self._offsets = [(_running(a_lengths[at]), _running(b_lengths[at])) for at in self.positions]
+        pair_ids = self.table.pair_ids(rows)
         self._layouts = [
-            layout(*offsets, torch.from_numpy(rows[at]), torch.from_numpy(epochs[at]), **packer.draws)
+            layout(*offsets, torch.from_numpy(pair_ids[at]), torch.from_numpy(epochs[at]), **packer.draws)
             for offsets, at in zip(self._offsets, self.positions, strict=True)
         ]
 
@@ -201,9 +200,9 @@ class _ReferenceStep:
         sizes, at, layout = self.sizes(number), self.positions[number], self._layouts[number]
         if len(buffer) != sizes.bytes:
             raise ValueError(f"buffer: {len(buffer)} bytes are not the micro-batch's size")
-        read = self.store.rows(self.rows[at])
-        self._check_ids("a", read.pair_ids, read.a_tokens, read.a_offsets)
-        self._check_ids("b", read.pair_ids, read.b_tokens, read.b_offsets)
+        read = self.table.rows(self.rows[at])
+        self._check_ids("a", self.rows[at], read.a_tokens, read.a_offsets)
+        self._check_ids("b", self.rows[at], read.b_tokens, read.b_offsets)
         buffer[:] = 0
         for name, section in sizes.views(torch.from_numpy(buffer)).items():
             if name in ("query_cu_seqlens", "masked_cu_rows"):
@@ -215,12 +214,12 @@ class _ReferenceStep:
     def _check_ids(
         self, side: str, rows: NDArray[np.int64], ids: NDArray[np.int32], offsets: NDArray[np.int64]
     ) -> None:
-        size = self.store.special.vocab_size
+        size = self.table.vocab_size
         bad = np.flatnonzero((ids < 0) | (ids >= size))
         if len(bad):
             row = rows[np.searchsorted(offsets, bad[0], side="right") - 1]
             found = f"token id {ids[bad[0]]}, expected 0 to {size - 1}"
-            raise ValueError(f"{self.store.path / ROWS}: row {row}, side {side}: {found}")
+            raise ValueError(f"{self.table.place(row, side)}: {found}")
 
 
 def _running(lengths: NDArray[np.int32]) -> Tensor:

@@ -1,35 +1,35 @@
 """The token store: rows of token ids on disk, in Arrow, memory-mapped.
 
-STORE/rows.arrow     Arrow IPC file; columns a, b: list<int32>, group: int64, pair: int16 (index into the
-                     manifest's language_pairs); every record batch but the last has rows_per_batch rows
-STORE/manifest.json  what the rows are; written last, so that a store without it is unfinished
-STORE/rejected.tsv   the lines that were no usable pair, as file:line: reason
+STORE/rows-00000.arrow, …  the rows in shards, each an Arrow IPC file of its own; columns a, b: list<int32>,
+                           group: int64, pair: int16 (index into the manifest's language_pairs); a record batch has
+                           at most 65,536 rows
+STORE/manifest.json        what the rows are and how many shards hold them; written last: a store without it is
+                           unfinished, and a shard that it does not count is not part of the store
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
 from ppa_fast.data.encode import SpecialIds
+from ppa_fast.data.table import Batch, Table
 from ppa_fast.errors import UserError
-from ppa_fast.files import sync
+from ppa_fast.files import sync, write_text, writing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ROWS_PER_BATCH = 65_536
 MAX_TOKENS_LIMIT = 32_767  # list offsets are int32: ROWS_PER_BATCH * MAX_TOKENS_LIMIT < 2^31
 
-ROWS, MANIFEST, REJECTED = "rows.arrow", "manifest.json", "rejected.tsv"
-ROWS_PARTIAL, MANIFEST_PARTIAL = ROWS + ".partial", MANIFEST + ".partial"
-UNFINISHED = {ROWS, ROWS_PARTIAL, MANIFEST_PARTIAL, REJECTED}  # all that a killed prepare can leave
+MANIFEST, PARTIAL = "manifest.json", ".partial"
 
 SCHEMA = pa.schema(
     [
@@ -39,22 +39,6 @@ SCHEMA = pa.schema(
         pa.field("pair", pa.int16(), nullable=False),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Pairs read from a store. Row i of side a is ``a_tokens[a_offsets[i]:a_offsets[i + 1]]``, b likewise.
-
-    ``a_tokens``, ``b_tokens``: int32 [Ta], [Tb], without special tokens. ``a_offsets``, ``b_offsets``: int64 [n + 1].
-    ``pair_ids``: int64 [n], of :meth:`Store.pair_ids`. ``groups``: int64 [n].
-    """
-
-    a_tokens: np.ndarray
-    a_offsets: np.ndarray
-    b_tokens: np.ndarray
-    b_offsets: np.ndarray
-    pair_ids: np.ndarray
-    groups: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -72,24 +56,28 @@ class _Side:
         return np.diff(self.offsets)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    a: _Side
-    b: _Side
-    groups: np.ndarray
-
-    @classmethod
-    def of(cls, batch: pa.RecordBatch) -> _Batch:
-        return cls(_Side.of(batch.column("a")), _Side.of(batch.column("b")), batch.column("group").to_numpy())
+def _batch(rows: pa.RecordBatch, first: int, name: str) -> Batch:
+    """Views of a record batch, its first row being the store's row ``first``."""
+    a, b = _Side.of(rows.column("a")), _Side.of(rows.column("b"))
+    groups, ids = rows.column("group").to_numpy(), np.array([first], np.int64)
+    return Batch(a.values, a.offsets, b.values, b.offsets, groups, ids, name)
 
 
-class Store:
-    """A finished store, open for reading. Pickling it passes the path on; the file is mapped anew, not copied."""
+class Store(Table):
+    """A finished store, open for reading; its pair ids are its rows. Pickling it passes the path on; the files are
+    mapped anew, not copied.
 
-    def __init__(self, path: Path, manifest: dict[str, Any], batches: list[_Batch]) -> None:
+    ``segments``: int64 [S, 3], the runs of consecutive rows of one language pair: its index in ``language_pairs``, its
+    first row, the row behind its last.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], batches: list[pa.RecordBatch]) -> None:
         self.path = path
         self.manifest = manifest
-        self._batches = batches
+        firsts = accumulate((batch.num_rows for batch in batches), initial=0)
+        rows = [_batch(batch, first, str(path)) for batch, first in zip(batches, firsts, strict=False)]
+        super().__init__(rows, (manifest["longest_a"], manifest["longest_b"]), manifest["vocab_size"])
+        self.segments = np.array(manifest["segments"], np.int64).reshape(-1, 3)
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -99,35 +87,25 @@ class Store:
             UserError: there is none, it is unfinished, of another format, or its rows do not match its manifest.
         """
         path = Path(path)
-        manifest = _read_manifest(path)
-        try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path / ROWS)))
-            if not reader.schema.equals(SCHEMA):
-                raise UserError(f"{path / ROWS}: expected the columns {', '.join(SCHEMA.names)} of this format")
-            batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-            for batch in batches:
-                batch.validate()  # the buffers hold what the columns' lengths promise; no row is read
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path / ROWS}: damaged or truncated ({error}); run prepare again") from error
-        rows, step = [batch.num_rows for batch in batches], manifest["rows_per_batch"]
-        if sum(rows) != manifest["pairs"]:
-            raise UserError(
-                f"{path / ROWS}: {sum(rows):,} rows, but {MANIFEST} says {manifest['pairs']:,}; run prepare again"
-            )
-        if any(count != step for count in rows[:-1]) or any(count > step for count in rows[-1:]):
-            raise UserError(f"{path / ROWS}: record batches are not of {step:,} rows; run prepare again")
-        return cls(path, manifest, [_Batch.of(batch) for batch in batches])
+        manifest = read_manifest(path)
+        batches = [batch for number in range(manifest["shards"]) for batch in _read_shard(shard(path, number))]
+        rows = sum(batch.num_rows for batch in batches)
+        if rows != manifest["pairs"]:
+            raise UserError(f"{path}: {rows:,} rows, but {MANIFEST} says {manifest['pairs']:,}; run prepare again")
+        return cls(path, manifest, batches)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store.open, (self.path,)
-
-    def __len__(self) -> int:
-        return self.manifest["pairs"]
 
     @property
     def fingerprint(self) -> str:
         """XXH3-128 of the rows in order, 32 hex digits."""
         return self.manifest["fingerprint"]
+
+    @property
+    def language_pairs(self) -> list[str]:
+        """The names of the language pairs (``en-de``), in the order of their index."""
+        return list(self.manifest["language_pairs"])
 
     @property
     def special(self) -> SpecialIds:
@@ -139,98 +117,36 @@ class Store:
         """The length that sentences were truncated to, special tokens not counted."""
         return self.manifest["max_tokens"]
 
-    @property
-    def longest(self) -> tuple[int, int]:
-        """Tokens of the longest sentence of side a and of side b."""
-        return self.manifest["longest_a"], self.manifest["longest_b"]
 
-    def columns(self) -> list[tuple[np.ndarray, ...]]:
-        """Of each record batch, without a copy: values and offsets of side a, of side b (int32), groups (int64)."""
-        return [(b.a.values, b.a.offsets, b.b.values, b.b.offsets, b.groups) for b in self._batches]
-
-    def pair_ids(self, indices: np.ndarray) -> np.ndarray:
-        """Pair ids of the rows ``indices`` (both int64 [n]): ``(store number << 40) + row``, the store's number is 0.
-
-        Raises:
-            IndexError: an index is negative or not below ``len(store)``.
-        """
-        return self._checked(indices).copy()
-
-    def rows(self, indices: np.ndarray) -> Rows:
-        """Reads the rows ``indices`` (int64 [n], in any order, repeats allowed), in that order.
-
-        Raises:
-            IndexError: an index is negative or not below ``len(store)``.
-            ValueError: a row leaves its record batch or is longer than the manifest says: the file is damaged.
-        """
-        indices = self._checked(indices)
-        a_lengths, b_lengths = self.lengths(indices)
-        a_offsets, b_offsets = _offsets(a_lengths), _offsets(b_lengths)
-        a_tokens, b_tokens = np.empty(a_offsets[-1], np.int32), np.empty(b_offsets[-1], np.int32)
-        groups = np.empty(len(indices), np.int64)
-        for batch, inner, at in self._touched(indices):
-            _copy_rows(batch.a, inner, a_tokens, a_offsets, at)
-            _copy_rows(batch.b, inner, b_tokens, b_offsets, at)
-            groups[at] = batch.groups[inner]
-        return Rows(a_tokens, a_offsets, b_tokens, b_offsets, self.pair_ids(indices), groups)
-
-    def lengths(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Token counts of the sides a and b of the rows ``indices``: two int32 [n]; no token is read.
-
-        Raises:
-            IndexError: an index is negative or not below ``len(store)``.
-            ValueError: a row leaves its record batch or is longer than the manifest says: the file is damaged.
-        """
-        indices = self._checked(indices)
-        a_lengths, b_lengths = np.empty(len(indices), np.int32), np.empty(len(indices), np.int32)
-        for batch, inner, at in self._touched(indices):
-            for side, name, longest, lengths in zip(
-                (batch.a, batch.b), "ab", self.longest, (a_lengths, b_lengths), strict=True
-            ):
-                begins, ends = side.offsets[inner].astype(np.int64), side.offsets[inner + 1].astype(np.int64)
-                bad = (begins < 0) | (ends < begins) | (ends > len(side.values)) | (ends - begins > longest)
-                if bad.any():
-                    first = int(bad.argmax())
-                    raise ValueError(
-                        f"{self.path / ROWS}: row {indices[at[first]]}, side {name}: tokens {begins[first]} to "
-                        f"{ends[first]} of {len(side.values)}, expected at most {longest}"
-                    )
-                lengths[at] = ends - begins
-        return a_lengths, b_lengths
-
-    def _checked(self, indices: np.ndarray) -> np.ndarray:
-        indices = np.asarray(indices, np.int64)
-        if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
-            raise IndexError(f"rows {indices.min()}…{indices.max()} of a store of {len(self)} rows")
-        return indices
-
-    def _touched(self, indices: np.ndarray) -> Iterator[tuple[_Batch, np.ndarray, np.ndarray]]:
-        """For each record batch that holds some of the rows: it, their places in it, their places in ``indices``."""
-        numbers, inner = np.divmod(indices, self.manifest["rows_per_batch"])
-        order = np.argsort(numbers, kind="stable")
-        for at in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else []:
-            yield self._batches[numbers[at[0]]], inner[at], at
+def shard(path: Path, number: int) -> Path:
+    """The file of a store's shard, counted from 0."""
+    return path / f"rows-{number:05d}.arrow"
 
 
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    """int64 [n + 1]: 0 and the running sums of int32 [n]."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
+def _read_shard(file: Path) -> list[pa.RecordBatch]:
+    try:
+        with pa.memory_map(str(file)) as mapped:  # the batches keep the mapping; a thousand files need not be open
+            reader = pa.ipc.open_file(mapped)
+            if not reader.schema.equals(SCHEMA):
+                raise UserError(f"{file}: expected the columns {', '.join(SCHEMA.names)} of this format")
+            batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate()  # the buffers hold what the columns' lengths promise; no row is read
+        return batches
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: damaged or truncated ({error}); run prepare again") from error
 
 
-def _copy_rows(side: _Side, inner: np.ndarray, tokens: np.ndarray, offsets: np.ndarray, at: np.ndarray) -> None:
-    """Copies the rows ``inner`` of one batch to the places ``at`` of ``tokens``, all at once."""
-    begins, lengths = side.offsets[inner].astype(np.int64), offsets[at + 1] - offsets[at]
-    steps = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # 0, 1, … within each row
-    tokens[np.repeat(offsets[at], lengths) + steps] = side.values[np.repeat(begins, lengths) + steps]
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a finished store.
 
-
-def _read_manifest(path: Path) -> dict[str, Any]:
+    Raises:
+        UserError: there is none, it is unfinished or of another format.
+    """
     if not path.is_dir():
         raise UserError(f"{path}: no such store (a folder that prepare wrote)")
     if not (path / MANIFEST).exists():
-        unfinished = any((path / name).exists() for name in UNFINISHED)
+        unfinished = any(_of_a_store(entry.name) for entry in path.iterdir())
         found = "an unfinished store, run prepare again" if unfinished else "not a store"
         raise UserError(f"{path}: {found} (no {MANIFEST})")
     try:
@@ -240,15 +156,22 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"{path / MANIFEST}: cannot be read as a store's manifest; run prepare again") from error
     if version != FORMAT_VERSION:
         raise UserError(f"{path}: store format {version}, this version reads {FORMAT_VERSION}; run prepare again")
-    needed = {"pairs", "fingerprint", "special_ids", "vocab_size", "max_tokens", "rows_per_batch", "language_pairs"}
-    needed |= {"longest_a", "longest_b"}
+    needed = {"pairs", "fingerprint", "special_ids", "vocab_size", "max_tokens", "language_pairs"}
+    needed |= {"longest_a", "longest_b", "segments", "shards"}
     if missing := sorted(needed - manifest.keys()):
         raise UserError(f"{path / MANIFEST}: lacks {', '.join(missing)}; run prepare again")
     return manifest
 
 
+def _of_a_store(name: str) -> bool:
+    """Whether prepare writes files of this name."""
+    return bool(
+        re.fullmatch(r"rows-\d{5,}\.arrow(\.partial)?|rejected\.tsv|\.?(manifest|journal|dropped)\.json(\.tmp)?", name)
+    )
+
+
 def check_output(path: Path) -> bool:
-    """Whether ``path`` holds the leftovers of an unfinished prepare (and nothing else), which may be started over.
+    """Whether ``path`` holds what an unfinished prepare left, and nothing else.
 
     Raises:
         UserError: it is a finished store, or anything else but an absent or empty folder.
@@ -257,14 +180,17 @@ def check_output(path: Path) -> bool:
         return False
     if not path.is_dir():
         raise UserError(f"--out {path}: exists and is not a folder")
-    found = {entry.name for entry in path.iterdir()}
-    if found - UNFINISHED:
-        what = "a finished store" if MANIFEST in found else f"not empty ({sorted(found - UNFINISHED)[0]})"
-        raise UserError(f"--out {path}: {what}; expected a new or empty folder")
+    found = sorted(entry.name for entry in path.iterdir())
+    if others := [name for name in found if not _of_a_store(name)]:
+        raise UserError(f"--out {path}: not empty ({others[0]}); expected a new or empty folder")
+    if MANIFEST in found:
+        raise UserError(f"--out {path}: a finished store; expected a new or empty folder")
     return bool(found)
 
 
-def record_batch(a: list[list[int]], b: list[list[int]], groups: list[int], pair: int) -> pa.RecordBatch:
+def record_batch(
+    a: list[list[int]] | pa.ListArray, b: list[list[int]] | pa.ListArray, groups: list[int], pair: int
+) -> pa.RecordBatch:
     """Rows of one language pair (its index) as :class:`StoreWriter` takes them."""
     columns = [
         pa.array(a, SCHEMA.field("a").type),
@@ -275,31 +201,57 @@ def record_batch(a: list[list[int]], b: list[list[int]], groups: list[int], pair
     return pa.record_batch(columns, schema=SCHEMA)
 
 
-class StoreWriter:
-    """Writes a store so that it is whole or not there: rows under another name, the manifest last, both synced.
+def list_array(ids: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+    """A column of token ids, without a copy: int32 [T], one row after the other, and int32 [n], how many each has."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, ids, SCHEMA.field("a").type)
 
-    As a context manager it removes its unfinished rows when it is left without :meth:`finish`; ``rejected.tsv`` stays
-    for reading. What a kill leaves has no manifest and does not open.
+
+class StoreWriter:
+    """Writes the shards of a store, each under another name until it is whole and synced, and at last the manifest.
+
+    Bytes depend on the rows and on where :meth:`end_shard` was called, the fingerprint on the rows alone. As a context
+    manager it removes the shard under way when it is left without :meth:`finish`.
+
+    Args:
+        path: the folder.
+        rows_per_batch: the most rows of a record batch.
+        keep: how many of its shards stay; the others are removed. Those that stay are read once, because the
+            fingerprint is of all rows.
+
+    Raises:
+        UserError: a shard that should stay is damaged or not there, or a file cannot be written.
     """
 
-    def __init__(self, path: Path, rows_per_batch: int = ROWS_PER_BATCH) -> None:
-        self.path = path
-        self.rows_per_batch = rows_per_batch
+    def __init__(self, path: Path, rows_per_batch: int = ROWS_PER_BATCH, keep: int = 0) -> None:
+        self.path, self.rows_per_batch, self.shards = path, rows_per_batch, keep
         self.pairs = 0
         self.longest = {"a": 0, "b": 0}
+        self._segments: list[list[int]] = []
+        self._hashes = {name: xxhash.xxh3_128() for name in ("a", "a lengths", "b", "b lengths", "group", "pair")}
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_rows = 0
-        self._hashes = {name: xxhash.xxh3_128() for name in ("a", "a lengths", "b", "b lengths", "group", "pair")}
+        self._file: BinaryIO | None = None
+        kept = [shard(path, number) for number in range(keep)]
+        for file in kept:
+            for batch in _read_shard(file):
+                self._note(batch)
+        self._shard_begin = self.pairs
         path.mkdir(parents=True, exist_ok=True)
-        for name in UNFINISHED:
-            (path / name).unlink(missing_ok=True)
-        self._rejected = (path / REJECTED).open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
-        self._file = (path / ROWS_PARTIAL).open("wb")
-        self._writer = pa.ipc.new_file(self._file, SCHEMA)
+        for file in path.glob("rows-*"):
+            if file not in kept:
+                file.unlink()
 
-    def reject(self, line: object) -> None:
-        """Adds a line to ``rejected.tsv``."""
-        self._rejected.write(f"{line}\n")
+    @property
+    def shard_rows(self) -> int:
+        """Rows added since the last shard ended."""
+        return self.pairs + self._waiting_rows - self._shard_begin
+
+    @property
+    def fingerprint(self) -> str:
+        """XXH3-128 of the rows written so far, whatever batches and shards they lie in."""
+        digests = b"".join(self._hashes[name].digest() for name in sorted(self._hashes))
+        return xxhash.xxh3_128_hexdigest(digests)
 
     def add(self, rows: pa.RecordBatch) -> None:
         """Appends rows (:data:`SCHEMA`); they are written in batches of ``rows_per_batch``, however they come."""
@@ -314,52 +266,71 @@ class StoreWriter:
     def _write_batch(self) -> None:
         columns = [pa.concat_arrays([part.column(name) for part in self._waiting]) for name in SCHEMA.names]
         batch = pa.record_batch(columns, schema=SCHEMA)
+        with writing(self._partial):
+            if self._file is None:
+                self._file = self._partial.open("wb")
+                self._writer = pa.ipc.new_file(self._file, SCHEMA)
+            self._writer.write_batch(batch)
+        self._note(batch)
+        self._waiting, self._waiting_rows = [], 0
+
+    @property
+    def _partial(self) -> Path:
+        file = shard(self.path, self.shards)
+        return file.with_name(file.name + PARTIAL)
+
+    def _note(self, batch: pa.RecordBatch) -> None:
+        """Takes rows that are written into what the manifest says of all."""
         for name in ("a", "b"):
             side = _Side.of(batch.column(name))
             self._hashes[name].update(side.values.data)
             self._hashes[f"{name} lengths"].update(side.lengths().data)
             self.longest[name] = max(self.longest[name], int(side.lengths().max()))
+        kinds = batch.column("pair").to_numpy()
         self._hashes["group"].update(batch.column("group").to_numpy().data)
-        self._hashes["pair"].update(batch.column("pair").to_numpy().data)
-        self._writer.write_batch(batch)
-        self.pairs += batch.num_rows
-        self._waiting, self._waiting_rows = [], 0
+        self._hashes["pair"].update(kinds.data)
+        bounds = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
+        for begin, end in pairwise(bounds):
+            if not self._segments or self._segments[-1][0] != kinds[begin]:
+                self._segments.append([int(kinds[begin]), self.pairs + begin, 0])
+            self._segments[-1][2] = self.pairs + end
+        self.pairs += len(kinds)
+
+    def end_shard(self) -> None:
+        """Makes the rows since the last shard a shard, whole and synced; nothing where there are none."""
+        if self._waiting:
+            self._write_batch()
+        if self._file is None:
+            return
+        with writing(self._partial):
+            self._writer.close()
+            self._file.close()
+            sync(self._partial)
+            self._partial.rename(shard(self.path, self.shards))
+            sync(self.path)
+        self._file, self._shard_begin = None, self.pairs
+        self.shards += 1
 
     def finish(self, description: dict[str, Any]) -> dict[str, Any]:
         """Makes the store whole; returns the manifest: ``description`` and what the writer knows of the rows."""
-        if self._waiting:
-            self._write_batch()
-        self._writer.close()
-        for file in (self._file, self._rejected):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        os.replace(self.path / ROWS_PARTIAL, self.path / ROWS)
-        digests = b"".join(self._hashes[name].digest() for name in sorted(self._hashes))
+        self.end_shard()
         manifest = {
             "format_version": FORMAT_VERSION,
             **description,
             "pairs": self.pairs,
             "longest_a": self.longest["a"],
             "longest_b": self.longest["b"],
-            "rows_per_batch": self.rows_per_batch,
-            "fingerprint": xxhash.xxh3_128_hexdigest(digests),
+            "segments": self._segments,
+            "shards": self.shards,
+            "fingerprint": self.fingerprint,
         }
-        sync(self.path)  # the rows are there under their name before the manifest is
-        with (self.path / MANIFEST_PARTIAL).open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(self.path / MANIFEST_PARTIAL, self.path / MANIFEST)
-        sync(self.path)
+        write_text(self.path / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         return manifest
 
     def __enter__(self) -> StoreWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._rejected.close()
-        if not self._file.closed:
+        if self._file is not None:
             self._file.close()
-            (self.path / ROWS_PARTIAL).unlink(missing_ok=True)
+            self._partial.unlink()

@@ -125,13 +125,13 @@ class Trainer:
             self.masters.anchor(initial, settings.anchor)
         self.momentum = MomentumEncoder(self.whole_model, self.masters) if settings.moco else None
 
-        self.sampler = Sampler(len(plan.store), config.batch, settings.seed)
+        self.sampler = Sampler(len(plan.stores), config.batch, settings.seed)
         self.draws: dict[str, Any] = {
             "seed": settings.seed,
             "mask_probability": settings.mask_probability if settings.tlm else 0.0,
             "input_shuffling": settings.input_shuffling,
         }
-        self.packer = packer_for(plan.store, **self.draws)
+        self.packer = packer_for(plan.stores, **self.draws)
         self.pinned = device.type == "cuda"
         batches = Batches(self.packer, self.sampler, config.micro_batch, self.rank, self.world, pinned=self.pinned)
         self.feed = Feed(batches, self._assemble, device)
@@ -159,7 +159,7 @@ class Trainer:
     # One global step.
 
     def _assemble(self, batch: PairBatch) -> Assembled:
-        special = self.plan.store.special
+        special = self.plan.stores.special
         return assemble(
             batch.a_tokens,
             batch.a_offsets,
@@ -284,7 +284,7 @@ class Trainer:
             for record in self.not_finite:
                 rows, _ = self.sampler.draw(record["step"] - 1)
                 figures = {name: _plain(record[name]) for name in ("step", "loss_tlm", "loss_moco", "grad_norm")}
-                lines.append(json.dumps({**figures, "pair_ids": self.plan.store.pair_ids(rows).tolist()}) + "\n")
+                lines.append(json.dumps({**figures, "pair_ids": self.plan.stores.pair_ids(rows).tolist()}) + "\n")
             write_text(file, "".join(lines))
         dist.barrier()  # the first rank that fails ends all others
         raise UserError(
@@ -365,11 +365,10 @@ class Trainer:
         """Rank 0: the folder with its settings, the base model's untouched parts, and the logs."""
         with writing(self.run):
             self.run.mkdir(parents=True, exist_ok=True)
-        manifest = self.plan.store.manifest
-        pairs = {name: counts["pairs"] for name, counts in manifest["language_pairs"].items()}
+        pairs = self.plan.stores.counts
         languages = sorted({code for name in pairs for code in name.split("-")})
-        read = {"path": self.settings.data, "pairs": pairs, "languages": languages, "batch": self.plan.config.batch}
-        read |= {"max_tokens": self.plan.store.max_tokens, "fingerprint": self.plan.store.fingerprint}
+        read = {"paths": self.settings.data, "pairs": pairs, "languages": languages, "batch": self.plan.config.batch}
+        read |= {"max_tokens": self.plan.stores.max_tokens, "fingerprint": self.plan.stores.fingerprint}
         write_yaml(self.settings, self.run / "settings.yaml", read)
         begins = self.plan.resume_from is None
         if begins:  # what a run left that was killed before its first checkpoint is not of this one
@@ -401,7 +400,7 @@ class Trainer:
                 "cursor": self.queue.cursor,
                 "loss_scaler": self.masters.loss_scaler,
                 "batch": self.plan.config.batch,
-                "store": self.plan.store.fingerprint,
+                "store": self.plan.stores.fingerprint,
                 "world_size": self.world,
                 "settings": dataclasses.asdict(self.settings),
             }

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ppa_fast.data.corpus import PairSource, read_eval_pairs
 from ppa_fast.data.encode import load_tokenizer, tokenizer_fingerprint
-from ppa_fast.data.store import Store
+from ppa_fast.data.stores import Stores
 from ppa_fast.errors import UserError
 from ppa_fast.model.encoder import load_config, max_sequence
 from ppa_fast.model.folder import UNTOUCHED
@@ -36,7 +36,7 @@ class Plan:
 
     settings: Settings
     config: DeepSpeedConfig
-    store: Store
+    stores: Stores
     tokenizer: PreTrainedTokenizerBase
     eval_pairs: list[tuple[PairSource, list[str], list[str]]]
     steps: int
@@ -53,20 +53,20 @@ def make_plan(settings: Settings, world_size: int) -> Plan:
             f"compile: ZeRO stage 3 ({config.path}) gathers weights by hooks that torch.compile does not see; expected "
             "stages 0 to 2, or no compile"
         )
-    store = Store.open(settings.data)
+    stores = Stores.open(settings.data)
     evaluations = _read_evaluations(settings.eval_pairs)
     checkpoints = Checkpoints(settings.output)
     resume_from = checkpoints.resume_point()
     _check_output(settings, resume_from)
     model_config = load_config(settings.model)
     tokenizer = load_tokenizer(settings.model)
-    _check_model(settings, store, tokenizer, model_config)
-    warnings = _check_queue(settings, config.batch, len(store))
+    _check_model(settings, stores, tokenizer, model_config)
+    warnings = _check_queue(settings, config.batch, len(stores))
     epochs = settings.epochs if settings.epochs is not None else 1.0
-    steps = settings.steps if settings.steps is not None else math.ceil(epochs * len(store) / config.batch)
+    steps = settings.steps if settings.steps is not None else math.ceil(epochs * len(stores) / config.batch)
     if resume_from is not None:
-        warnings += _check_resume(settings, config, store, steps, resume_from)
-    return Plan(settings, config, store, tokenizer, evaluations, steps, resume_from, warnings)
+        warnings += _check_resume(settings, config, stores, steps, resume_from)
+    return Plan(settings, config, stores, tokenizer, evaluations, steps, resume_from, warnings)
 
 
 def _read_evaluations(specs: list[str]) -> list[tuple[PairSource, list[str], list[str]]]:
@@ -100,36 +100,37 @@ def _check_output(settings: Settings, resume_from: Path | None) -> None:
 
 
 def _check_model(
-    settings: Settings, store: Store, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
+    settings: Settings, stores: Stores, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
 ) -> None:
-    stated = store.manifest["tokenizer"]
+    stated = stores.stores[0].manifest["tokenizer"]
+    paths = " ".join(settings.data)
     if tokenizer_fingerprint(tokenizer) != stated["fingerprint"]:
         raise UserError(
-            f"data: {settings.data} was prepared with the tokenizer {stated['name']}, which is not that of the model "
+            f"data: {paths} was prepared with the tokenizer {stated['name']}, which is not that of the model "
             f"{settings.model}; expected equal tokenizers: prepare again with --tokenizer {settings.model}"
         )
-    if model_config.vocab_size < store.special.vocab_size:
+    if model_config.vocab_size < stores.special.vocab_size:
         raise UserError(
             f"model: {settings.model} has {model_config.vocab_size} embeddings, its tokenizer "
-            f"{store.special.vocab_size} tokens"
+            f"{stores.special.vocab_size} tokens"
         )
     if settings.freeze_layers > model_config.num_hidden_layers:
         raise UserError(
             f"freeze_layers: found {settings.freeze_layers}; {settings.model} has {model_config.num_hidden_layers} "
             "layers, expected no more"
         )
-    longest_a, longest_b = store.manifest["longest_a"], store.manifest["longest_b"]
+    longest_a, longest_b = stores.longest
     needed, limit = longest_a + longest_b + 3, max_sequence(model_config)
     if settings.tlm and needed > limit:
         raise UserError(
-            f"data: {settings.data} holds sentences of up to {longest_a} and {longest_b} tokens, together "
+            f"data: {paths} holds sentences of up to {longest_a} and {longest_b} tokens, together "
             f"{needed} with special tokens; the model {settings.model} has {limit} positions: prepare with "
             f"--max-tokens {(limit - 3) // 2}"
         )
     longest = max(longest_a, longest_b)
     if longest + 2 > limit:
         raise UserError(
-            f"data: {settings.data} holds sentences of up to {longest} tokens, {longest + 2} with special tokens; the "
+            f"data: {paths} holds sentences of up to {longest} tokens, {longest + 2} with special tokens; the "
             f"model {settings.model} has {limit} positions: prepare with --max-tokens {limit - 2}"
         )
 
@@ -147,17 +148,17 @@ def _check_queue(settings: Settings, batch: int, pairs: int) -> list[str]:
     return []
 
 
-def _check_resume(settings: Settings, config: DeepSpeedConfig, store: Store, steps: int, path: Path) -> list[str]:
+def _check_resume(settings: Settings, config: DeepSpeedConfig, stores: Stores, steps: int, path: Path) -> list[str]:
     state = read_state(path)
     if state["batch"] != config.batch:
         raise UserError(
             f"{config.path}: train_batch_size: found {config.batch}, but the run in {settings.output} was trained with "
             f"{state['batch']}; expected the same, or another output"
         )
-    if state["store"] != store.fingerprint:
+    if state["store"] != stores.fingerprint:
         raise UserError(
-            f"data: {settings.data} is not the store that the run in {settings.output} was trained on; expected the "
-            "same, or another output"
+            f"data: {' '.join(settings.data)}: not the stores that the run in {settings.output} was trained on, in "
+            "their order; expected the same, or another output"
         )
     now = dataclasses.asdict(settings)
     for name, then in state["settings"].items():

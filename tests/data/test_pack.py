@@ -242,7 +242,7 @@ def test_rows_are_the_stores(tmp_path, make):
 def test_bad_arguments_are_named(tmp_path, make):
     packer = make(write_store(tmp_path, some_lengths(9)))
     for bad in ([9], [0, -1], [1 << 40], [-(1 << 63)]):
-        with pytest.raises(IndexError, match=rf"rows {min(bad)}…{max(bad)} of a store of 9 rows"):
+        with pytest.raises(IndexError, match=rf"rows {min(bad)}…{max(bad)}: expected 0…8"):
             packer.step(ints(bad), ints(bad) * 0, 1)
     for rows, parts in ((range(5), 6), (range(5), 0), ([], 1), ([], 0)):
         with pytest.raises(ValueError, match=f"parts: found {parts} micro-batches for {len(rows)} pairs"):
@@ -269,21 +269,19 @@ def test_more_tokens_than_32_bits_reach(tmp_path, make):
 def test_columns_that_do_not_belong_together(tmp_path):
     store = write_store(tmp_path, some_lengths(9))
 
-    def pack_columns(batches: list[tuple[np.ndarray, ...]], rows_per_batch: int = 4) -> object:
-        draws = (3, 0.15, True, 1)
-        return pack._native.Packer(batches, rows_per_batch, "rows.arrow", 12, 12, VOCAB, *draws)
+    def pack_columns(batches: list[tuple[np.ndarray | str, ...]]) -> object:
+        return pack._native.Packer(batches, 12, 12, VOCAB, 3, 0.15, True, 1)
 
-    columns = store.columns()
+    columns = store.batches
     pack_columns(columns)
-    for rows_per_batch in (3, 5):
-        with pytest.raises(ValueError, match="not of rows_per_batch rows"):
-            pack_columns(columns, rows_per_batch)
     for place in (1, 3, 4):
         short = list(columns[0])
         short[place] = short[place][:-1]
         with pytest.raises(ValueError, match="columns of unequal length"):
             pack_columns([tuple(short), *columns[1:]])
-    for place in range(5):
+    with pytest.raises(ValueError, match="columns of unequal length"):
+        pack_columns([columns[0]._replace(pair_ids=np.arange(2)), *columns[1:]])
+    for place in range(6):
         other = list(columns[0])
         other[place] = other[place].astype(np.float64)
         with pytest.raises(TypeError):
@@ -295,13 +293,13 @@ def test_columns_that_do_not_belong_together(tmp_path):
 
 def damage(path: Path, column: int, batch: int, place: int, value: int) -> None:
     """Overwrites one number of a column (0, 1: values and offsets of side a; 2, 3: of side b) in the file."""
-    content = bytearray((path / "rows.arrow").read_bytes())
-    columns = Store.open(path).columns()
+    content = bytearray((path / "rows-00000.arrow").read_bytes())
+    columns = Store.open(path).batches
     first = columns[0][0]  # one mapping holds them all
     assert content.count(first.tobytes()) == 1
     at = content.index(first.tobytes()) + columns[batch][column].ctypes.data - first.ctypes.data + 4 * place
     content[at : at + 4] = np.int32(value).tobytes()
-    (path / "rows.arrow").write_bytes(content)
+    (path / "rows-00000.arrow").write_bytes(content)
 
 
 # Rows have 3 tokens on side a and 5 on side b, 4 rows a batch; row 6 is row 2 of batch 1.
@@ -322,7 +320,7 @@ def test_damage_is_found_where_it_is(tmp_path, make, name):
     write_store(tmp_path, [(3, 5)] * 10)
     damage(tmp_path, *place)
     packer = make(Store.open(tmp_path))
-    with pytest.raises(ValueError, match=rf"{tmp_path}/rows\.arrow: {message}"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: {message}"):
         read(packer, ints(range(10)), ints([0] * 10), 2)
     intact = ints([0, 1, 2, 3, 8, 9])
     assert sum(map(len, read(packer, intact, intact * 0, 2))) == 6
@@ -351,5 +349,5 @@ def test_threads_name_the_first_damage(tmp_path):
 def test_offsets_that_leave_their_buffer_do_not_open(tmp_path):
     write_store(tmp_path, [(3, 5)] * 10)
     damage(tmp_path, 1, 1, 4, 13)
-    with pytest.raises(UserError, match=r"rows\.arrow: damaged or truncated"):
+    with pytest.raises(UserError, match=r"rows-00000\.arrow: damaged or truncated"):
         Store.open(tmp_path)

@@ -24,14 +24,21 @@ DESCRIPTION = {
 Row = tuple[list[int], list[int], int]
 
 
-def write(path: Path, rows: list[Row], cuts: list[int] | None = None, rows_per_batch: int = 4) -> dict:
-    """A store of ``rows``, handed to the writer in parts that end at ``cuts``."""
+def write(
+    path: Path, rows: list[Row], cuts: list[int] | None = None, rows_per_batch: int = 4, shards: tuple[int, ...] = ()
+) -> dict:
+    """A store of ``rows``, handed to the writer in parts that end at ``cuts``; those of number ``shards`` end one."""
     bounds = [0, *sorted(cuts or []), len(rows)]
     with StoreWriter(path, rows_per_batch) as writer:
-        for begin, end in pairwise(bounds):
-            part = rows[begin:end]
-            writer.add(record_batch([a for a, _, _ in part], [b for _, b, _ in part], [g for _, _, g in part], 0))
+        for number, (begin, end) in enumerate(pairwise(bounds)):
+            writer.add(batch(rows[begin:end]))
+            if number in shards:
+                writer.end_shard()
         return writer.finish(DESCRIPTION)
+
+
+def batch(rows: list[Row], pair: int = 0) -> pa.RecordBatch:
+    return record_batch([a for a, _, _ in rows], [b for _, b, _ in rows], [g for _, _, g in rows], pair)
 
 
 def some_rows(count: int, seed: int = 0) -> list[Row]:
@@ -68,8 +75,13 @@ def test_round_trip(
 ) -> None:
     path = tmp_path_factory.mktemp("store")
     cuts = data.draw(st.lists(st.integers(0, len(rows)), max_size=4))
-    manifest = write(path, rows, cuts, rows_per_batch)
+    shards = data.draw(st.sets(st.integers(0, 3)))
+    manifest = write(path, rows, cuts, rows_per_batch, tuple(shards))
     store = Store.open(path)
+    groups = [batch.groups for batch in store.batches]
+    assert store.starts.tolist() == [0, *np.cumsum(list(map(len, groups)))]
+    assert max(np.diff(store.starts)) <= rows_per_batch
+    assert np.concatenate(groups).tolist() == [group for _, _, group in rows]
     assert len(store) == manifest["pairs"] == len(rows)
     assert manifest["longest_a"] == max(len(a) for a, _, _ in rows)
     assert manifest["longest_b"] == max(len(b) for _, b, _ in rows)
@@ -81,8 +93,8 @@ def test_fingerprint_names_the_content(tmp_path: Path) -> None:
     rows = some_rows(11)
     first = write(tmp_path / "0", rows)["fingerprint"]
     assert write(tmp_path / "1", rows, [1, 1, 7])["fingerprint"] == first
-    assert (tmp_path / "0/rows.arrow").read_bytes() == (tmp_path / "1/rows.arrow").read_bytes()
-    assert write(tmp_path / "2", rows, rows_per_batch=5)["fingerprint"] == first
+    assert (tmp_path / "0/rows-00000.arrow").read_bytes() == (tmp_path / "1/rows-00000.arrow").read_bytes()
+    assert write(tmp_path / "2", rows, [4, 7], rows_per_batch=5, shards=(0, 1))["fingerprint"] == first
     assert Store.open(tmp_path / "2").fingerprint == first
 
     changed = [copy.deepcopy(rows) for _ in range(5)]
@@ -102,10 +114,64 @@ def test_indices(tmp_path: Path) -> None:
     assert_rows(store, rows, [8, 0, 8, 3, 4, 3])
     assert_rows(store, rows, [])
     for bad in ([9], [0, -1], [1 << 40]):
-        with pytest.raises(IndexError, match="of a store of 9 rows"):
+        with pytest.raises(IndexError, match="expected 0…8"):
             store.rows(np.array(bad))
         with pytest.raises(IndexError):
             store.lengths(np.array(bad))
+
+
+def test_segments(tmp_path: Path) -> None:
+    """Runs of one language pair, whatever parts, batches and shards they came in."""
+    rows = some_rows(20)
+    with StoreWriter(tmp_path, 3) as writer:
+        for begin, end, pair in ((0, 2, 1), (2, 7, 1), (7, 8, 0), (8, 13, 1), (13, 20, 2)):
+            writer.add(batch(rows[begin:end], pair))
+            if begin in (2, 8):
+                writer.end_shard()
+        writer.add(batch([], 0))
+        writer.finish({**DESCRIPTION, "language_pairs": {"en-de": {}, "en-fr": {}, "sw-en": {}}})
+    store = Store.open(tmp_path)
+    assert store.language_pairs == ["en-de", "en-fr", "sw-en"]
+    assert store.segments.dtype == np.int64
+    assert store.segments.tolist() == [[1, 0, 7], [0, 7, 8], [1, 8, 13], [2, 13, 20]]
+
+
+def test_shards_that_are_kept(tmp_path: Path) -> None:
+    """A writer that goes on behind finished shards gives what one writer of all rows gives."""
+    rows = some_rows(23)
+    whole = write(tmp_path / "whole", rows, [9, 14], shards=(0, 1))
+    write(tmp_path / "parts", rows, [9, 14, 20], shards=(0, 1, 2))
+    for keep, begin in ((3, 20), (2, 14), (1, 9), (0, 0)):
+        with StoreWriter(tmp_path / "parts", 4, keep) as writer:
+            assert (writer.pairs, writer.shard_rows) == (begin, 0)
+            for end in (9, 14, 23):
+                writer.add(batch(rows[begin:end]))
+                begin = max(begin, end)
+                if end < 23:
+                    writer.end_shard()
+            assert {**writer.finish(DESCRIPTION), "shards": 3} == whole
+        assert_rows(Store.open(tmp_path / "parts"), rows, list(range(23)))
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "parts")]
+    assert files[0] == files[1]
+
+    (tmp_path / "whole/rows-00001.arrow").unlink()
+    with pytest.raises(UserError, match=r"rows-00001\.arrow: damaged or truncated"):
+        StoreWriter(tmp_path / "whole", 4, 2)
+
+
+def test_a_shard_that_the_manifest_does_not_count(tmp_path: Path) -> None:
+    """What a killed append left is not part of the store."""
+    write(tmp_path, rows := some_rows(9))
+    (tmp_path / "rows-00001.arrow").write_bytes((tmp_path / "rows-00000.arrow").read_bytes())
+    assert_rows(Store.open(tmp_path), rows, list(range(9)))
+
+
+def test_many_shards_leave_no_files_open(tmp_path: Path) -> None:
+    write(tmp_path, rows := some_rows(60), list(range(1, 60)), shards=tuple(range(60)))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    store = Store.open(tmp_path)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert_rows(store, rows, list(range(60)))
 
 
 def test_pickle_opens_anew(tmp_path: Path) -> None:
@@ -120,7 +186,7 @@ def test_description(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     assert store.special == SpecialIds(cls=2, sep=3, mask=4, pad=0, vocab_size=100)
     assert store.max_tokens == 126
-    assert store.manifest["format_version"] == 1
+    assert store.manifest["format_version"] == 2
 
 
 def test_a_full_batch_of_the_longest_rows_fits_int32_offsets() -> None:
@@ -128,15 +194,15 @@ def test_a_full_batch_of_the_longest_rows_fits_int32_offsets() -> None:
 
 
 def test_left_without_finish(tmp_path: Path) -> None:
-    with StoreWriter(tmp_path / "s", 4) as writer:
+    with StoreWriter(tmp_path, 4) as writer:
         writer.add(record_batch([[1]] * 9, [[2]] * 9, [0] * 9, 0))
-        writer.reject("t.tsv:1: empty side")
-        assert (tmp_path / "s/rows.arrow.partial").exists()
-    assert [each.name for each in (tmp_path / "s").iterdir()] == ["rejected.tsv"]
-    assert (tmp_path / "s/rejected.tsv").read_text() == "t.tsv:1: empty side\n"
+        writer.end_shard()
+        writer.add(record_batch([[1]] * 9, [[2]] * 9, [0] * 9, 0))
+        assert (tmp_path / "rows-00001.arrow.partial").exists()
+    assert [each.name for each in tmp_path.iterdir()] == ["rows-00000.arrow"]
     with pytest.raises(UserError, match="unfinished store, run prepare again"):
-        Store.open(tmp_path / "s")
-    assert check_output(tmp_path / "s")
+        Store.open(tmp_path)
+    assert check_output(tmp_path)
 
 
 def test_check_output(tmp_path: Path) -> None:
@@ -163,7 +229,7 @@ def test_what_is_no_store(tmp_path: Path) -> None:
         Store.open(tmp_path / "absent")
     with pytest.raises(UserError, match="not a store"):
         Store.open(tmp_path)
-    (tmp_path / "rows.arrow.partial").write_bytes(b"ARROW1")
+    (tmp_path / "rows-00000.arrow.partial").write_bytes(b"ARROW1")
     with pytest.raises(UserError, match="unfinished store, run prepare again"):
         Store.open(tmp_path)
 
@@ -179,9 +245,9 @@ def test_bad_manifest(tmp_path: Path, content: str) -> None:
 def test_manifest_of_another_kind(tmp_path: Path) -> None:
     manifest = write(tmp_path, some_rows(3))
     for change, message in (
-        ({"format_version": 2}, "store format 2, this version reads 1"),
+        ({"format_version": 1}, "store format 1, this version reads 2; run prepare again"),
         ({"pairs": 4}, r"3 rows, but manifest\.json says 4"),
-        ({"rows_per_batch": 2}, "record batches are not of 2 rows"),
+        ({"shards": 2}, r"rows-00001\.arrow: damaged or truncated"),
     ):
         (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}))
         with pytest.raises(UserError, match=message):
@@ -194,17 +260,17 @@ def test_manifest_of_another_kind(tmp_path: Path) -> None:
 
 def test_damaged_rows(tmp_path: Path) -> None:
     write(tmp_path, some_rows(50))
-    whole = (tmp_path / "rows.arrow").read_bytes()
+    whole = (tmp_path / "rows-00000.arrow").read_bytes()
     for size in (0, 5, 100, len(whole) // 2, len(whole) - 20, len(whole) - 1):
-        (tmp_path / "rows.arrow").write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"rows\.arrow: damaged or truncated"):
+        (tmp_path / "rows-00000.arrow").write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"rows-00000\.arrow: damaged or truncated"):
             Store.open(tmp_path)
-    (tmp_path / "rows.arrow").unlink()
-    with pytest.raises(UserError, match=r"rows\.arrow: damaged or truncated"):
+    (tmp_path / "rows-00000.arrow").unlink()
+    with pytest.raises(UserError, match=r"rows-00000\.arrow: damaged or truncated"):
         Store.open(tmp_path)
 
     table = pa.table({"a": [1]})
-    with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with pa.OSFile(str(tmp_path / "rows-00000.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     with pytest.raises(UserError, match="expected the columns a, b, group, pair"):
         Store.open(tmp_path)
@@ -215,4 +281,4 @@ def test_rows_are_views_of_the_file(tmp_path: Path) -> None:
     before = pa.total_allocated_bytes()
     store = Store.open(tmp_path)
     assert pa.total_allocated_bytes() - before < 10_000
-    assert not store._batches[0].a.values.flags.owndata
+    assert not store.batches[0].a.flags.owndata

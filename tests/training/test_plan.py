@@ -47,7 +47,7 @@ def refused(options: dict, message: str, **more) -> str:
 
 def test_a_good_plan(options, tiny):
     good = plan(options)
-    assert (good.config.batch, good.config.micro_batch, len(good.store)) == (8, 8, PAIRS)
+    assert (good.config.batch, good.config.micro_batch, len(good.stores)) == (8, 8, PAIRS)
     assert good.tokenizer.mask_token == "[MASK]"
     assert (good.resume_from, good.warnings, good.eval_pairs) == (None, [], [])
     assert not Path(options["output"]).exists()
