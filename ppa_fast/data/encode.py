@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ppa_fast.errors import UserError
-from ppa_fast.hub import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +53,8 @@ def load_tokenizer(name_or_dir: str) -> PreTrainedTokenizerBase:
             no vocabulary.
     """
     from transformers import AutoTokenizer
+
+    from ppa_fast.hub import load_pretrained  # here: a process that only encodes does without transformers
 
     tokenizer = load_pretrained(AutoTokenizer, name_or_dir)
     if not tokenizer.is_fast:
@@ -95,7 +98,7 @@ class TextEncoder:
     ``[SEP]`` in 128 positions).
 
     A special token that the text spells out (``[SEP]``, ``</s>``) stays ordinary text: no id of a special token comes
-    out, except the unknown token's. May be called from many threads at once; the work is done outside the GIL.
+    out, except the unknown token's. Picklable; may be called from many threads at once.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 126) -> None:
@@ -109,17 +112,32 @@ class TextEncoder:
         self._special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
         self._special |= {special.cls, special.sep, special.mask, special.pad}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        self._backend.encode_special_tokens = True  # which a pickled backend forgets
+
     def __call__(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, at most ``max_tokens`` of them."""
-        return self.encode(texts)[0]
+        return [ids[: self.max_tokens] for ids in self._encode(texts)]
 
-    def encode(self, texts: list[str]) -> tuple[list[list[int]], list[bool]]:
-        """The ids of each text, and whether it was truncated."""
+    def arrays(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
+        """The same for n texts without a Python object for each token: the ids of all, one text after the other (int32
+        [T]), how many each has (int32 [n]), and whether it was truncated (bool [n])."""
+        rows = self._encode(texts)
+        lengths = np.fromiter(map(len, rows), np.int32, len(rows))
+        ids = np.fromiter(chain.from_iterable(rows), np.int32, lengths.sum())
+        truncated = lengths > self.max_tokens
+        if truncated.any():
+            ids = ids[_places(lengths) < self.max_tokens]
+            lengths = np.minimum(lengths, self.max_tokens)
+        return ids, lengths, truncated
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
         rows = [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         for index, ids in enumerate(rows):
             if not self._special.isdisjoint(ids):
                 rows[index] = self._encode_in_parts(texts[index])
-        return [ids[: self.max_tokens] for ids in rows], [len(ids) > self.max_tokens for ids in rows]
+        return rows
 
     def _encode_in_parts(self, text: str) -> list[int]:
         """Encodes a text that holds a special token's literal, cut behind the literal's first character.
@@ -135,3 +153,9 @@ class TextEncoder:
             return [id_ for id_ in encoding.ids if id_ not in self._special]
         parts = [text[left:right] for left, right in pairwise([0, *cuts, len(text)])]
         return [id_ for part in parts for id_ in self._encode_in_parts(part)]
+
+
+def _places(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
+    """0, 1, … within each row of these lengths: int64 [T]."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)

@@ -1,55 +1,118 @@
-"""Parallel text in, a token store out: count, encode in threads, write in order."""
+"""Parallel text in, a token store out, in one pass: read in order, encoded in processes, written in order.
+
+The text is cut into chunks of consecutive records. A shard of the store ends with a chunk, and the journal then says
+how many records of each source it took: a prepare that was killed reads those again without encoding them, cuts the
+same chunks from there on, and ends with the same bytes as one that was not.
+"""
 
 from __future__ import annotations
 
+import copy
 import os
+import sys
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
 from ppa_fast import __version__
-from ppa_fast.data.corpus import Drop, Item, Pair, PairSource, count_pairs, parse_pairs, sentence_group
+from ppa_fast.data.corpus import Drop, Item, Pair, Source, parse_pairs, sentence_group
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
+from ppa_fast.data.journal import JOURNAL, Journal
 from ppa_fast.data.lines import Reject
-from ppa_fast.data.store import MAX_TOKENS_LIMIT, StoreWriter, check_output, record_batch
+from ppa_fast.data.store import (
+    MAX_TOKENS_LIMIT,
+    StoreWriter,
+    check_output,
+    list_array,
+    read_manifest,
+    record_batch,
+)
+from ppa_fast.data.workers import Workers
 from ppa_fast.errors import UserError
 from ppa_fast.progress import Progress
 
+REJECTED = "rejected.tsv"  # in the store: the records that were no usable pair, as file:line: reason
 NO_TOKENS = "no tokens"
 
-REJECTED = "rejected.tsv"  # in the store: the lines that were no usable pair, as file:line: reason
+# What a worker gets at once: little enough that the chunks under way need little memory, whatever the text.
+CHUNK_RECORDS = 4_096
+CHUNK_CHARACTERS = 500_000
+ROWS_PER_SHARD = 1 << 20  # what a kill can cost: a minute on two cores
 
-# What one call of the tokenizer gets. Small enough that the chunks in flight need little memory whatever the text.
-CHUNK_LINES = 1_000
-CHUNK_CHARACTERS = 1_000_000
+WARN_FROM = 10_000  # records; fewer say little about the share that is rejected
+
+Check = Callable[[Pair, Source], str]
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Consecutive lines of one source, the first being line ``first_line``."""
+    """Consecutive records of one source, the first being record ``first``; ``pair``: its language pair's index."""
 
-    source: PairSource
+    source: Source
+    number: int
     pair: int
-    first_line: int
-    lines: list[Item]
+    first: int
+    items: list[Item]
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """What became of a chunk: rows for the store, rejected and dropped lines, and how many sentences were truncated."""
+    """What became of a chunk of source ``number``: rows for the store, rejects and drops in order, and how many
+    sentences were truncated."""
 
-    chunk: _Chunk
+    number: int
+    records: int
     rows: pa.RecordBatch
     rejects: list[Reject]
     drops: list[Drop]
     truncated: int
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """Encodes chunks, in any process."""
+
+    encoder: TextEncoder
+    check: Check | None
+
+    def __call__(self, chunk: _Chunk) -> _Encoded:
+        source = chunk.source
+        rejects: dict[int, Reject] = {}
+        drops: list[Drop] = []
+        records: list[int] = []
+        pairs: list[Pair] = []
+        for record, item in enumerate(chunk.items, chunk.first):
+            if isinstance(item, Reject):
+                rejects[record] = item
+            elif isinstance(item, Drop):
+                drops.append(item)
+            elif self.check and (reason := self.check(item, source)):
+                drops.append(Drop(source.paths[0], record, reason, item.a, item.b))
+            else:
+                records.append(record)
+                pairs.append(item)
+        sides = [self.encoder.arrays(texts) for texts in ([pair.a for pair in pairs], [pair.b for pair in pairs])]
+        column_a, column_b = (list_array(ids, lengths) for ids, lengths, _ in sides)
+        rows = record_batch(column_a, column_b, [sentence_group(pair.pivot) for pair in pairs], chunk.pair)
+        whole = np.logical_and(*(lengths > 0 for _, lengths, _ in sides))
+        for index in np.flatnonzero(~whole):
+            side = 0 if sides[0][1][index] == 0 else -1
+            rejects[records[index]] = Reject(source.paths[side], records[index], NO_TOKENS)
+        return _Encoded(
+            chunk.number,
+            len(chunk.items),
+            rows if whole.all() else rows.filter(pa.array(whole)),
+            [rejects[record] for record in sorted(rejects)],
+            drops,
+            sum(int((truncated & whole).sum()) for _, _, truncated in sides),
+        )
 
 
 def prepare(
@@ -59,23 +122,28 @@ def prepare(
     max_tokens: int = 126,
     workers: int | None = None,
     max_rejected: float = 0.05,
+    append: bool = False,
+    check: Check | None = None,
 ) -> dict[str, Any]:
     """Encodes parallel text into a token store and returns its manifest.
 
-    Rows come in the order of ``pairs`` and of their lines, bytes and fingerprint equal for any number of ``workers``.
-    Nothing is written before all arguments are checked and all lines are counted.
+    Rows come in the order of ``pairs`` and of their records, bytes and fingerprint equal for any number of ``workers``
+    and of kills: called again with the same arguments, it goes on from the last shard.
 
     Args:
         pairs: ``en-de:train.en,train.de`` or ``en-fr:corpus.tsv``, ``.gz`` as it is; several of one language pair too.
         tokenizer: Hugging Face name or folder of a fast tokenizer.
-        out: the store, a new or empty folder; what a killed prepare left in it is started over.
+        out: the store, a new or empty folder or what a killed prepare left; with ``append`` a finished store.
         max_tokens: longer sentences are truncated to it, special tokens not counted.
-        workers: encoding threads, by default one for each CPU at hand.
-        max_rejected: the largest share of lines, 0 to 1, that may be unusable.
+        workers: encoding processes, by default one for each CPU at hand.
+        max_rejected: the largest share of records, 0 to 1, that may be unusable; judged at the end.
+        append: adds rows behind those of a finished store, which stays whole until all of them are there.
+        check: called with each pair and its source, in the workers (so it must be picklable): why the pair is dropped,
+            or "".
 
     Raises:
-        UserError: an argument that cannot be used, files of unequal length, a broken file, no usable pair, or more
-            unusable lines than ``max_rejected`` allows (``rejected.tsv`` then stays for reading).
+        UserError: an argument that cannot be used, a file that is broken as a whole, no usable pair, or more unusable
+            records than ``max_rejected`` allows (``rejected.tsv`` then stays for reading).
     """
     out = Path(out)
     if workers is None:
@@ -88,162 +156,179 @@ def prepare(
         raise UserError(f"--max-rejected {max_rejected}: expected a share between 0 and 1")
     if not pairs:
         raise UserError("--pairs: none given, expected at least one")
-    sources = [parse_pairs(spec) for spec in pairs]
-    unfinished = check_output(out)
+    sources: list[Source] = [parse_pairs(spec) for spec in pairs]
+    base = read_manifest(out) if append else None
+    if not append:
+        check_output(out)
     loaded = load_tokenizer(tokenizer)
+    fingerprint = tokenizer_fingerprint(loaded)
+    if base and (base["tokenizer"]["fingerprint"], base["max_tokens"]) != (fingerprint, max_tokens):
+        raise UserError(
+            f"--append: {out} was made with tokenizer {base['tokenizer']['name']} and --max-tokens "
+            f"{base['max_tokens']}; expected the same, found {tokenizer} and {max_tokens}"
+        )
 
-    lines = []
-    with Progress("counting", len(sources), "sources") as progress:
-        for source in sources:
-            lines.append(count_pairs(source))
-            progress.update()
-    total = sum(lines)
-    if total == 0:
-        raise UserError(f"--pairs: no usable pair, no lines in {', '.join(str(p) for s in sources for p in s.paths)}")
-
-    if unfinished:
-        print(f"{out}: an unfinished prepare, started over")
-    names = list(dict.fromkeys(source.name for source in sources))
-    by_pair = {name: {"pairs": 0, "truncated": 0, "rejected": 0} for name in names}
-    rejected: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    encoder = TextEncoder(loaded, max_tokens)
-    begin, seen = time.monotonic(), 0
-    chunks = (chunk for source in sources for chunk in _chunks(source, names.index(source.name)))
+    arguments = {
+        "package_version": __version__,
+        "pairs": list(pairs),
+        "files": [[path.stat().st_size, path.stat().st_mtime_ns] for source in sources for path in source.paths],
+        "tokenizer": fingerprint,
+        "max_tokens": max_tokens,
+        "check": repr(check),
+    }
+    journal = _journal(out, arguments, base, sources)
+    counts, names = journal.counts, list(journal.counts["language_pairs"])
+    mine = counts["sources"][-len(sources) :]
+    begin, warned = time.monotonic(), False
     with (
-        StoreWriter(out) as writer,
-        (out / REJECTED).open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as rejected_file,
-        Progress("encoding", total, "lines") as progress,
-        _encoded_in_order(chunks, encoder, workers) as encoded,
+        StoreWriter(out, keep=journal.shards) as writer,
+        _rejected_file(out / REJECTED, journal.rejected_bytes) as rejected,
+        Progress("encoding", None, "records", initial=_total(mine, "records")) as progress,
+        Workers(_Encode(TextEncoder(loaded, max_tokens), check), workers) as pool,
     ):
-        for part in encoded:
-            for reject in part.rejects:
-                rejected_file.write(f"{reject}\n")
-                rejected[reject.reason] += 1
-            dropped.update(drop.reason for drop in part.drops)
+        if base and journal.shards == base["shards"] and writer.fingerprint != base["fingerprint"]:
+            raise UserError(f"--append: {out} is damaged: its rows are not those of its fingerprint; run prepare again")
+        before = writer.pairs
+
+        def end_shard() -> None:
+            writer.end_shard()
+            rejected.flush()
+            os.fsync(rejected.fileno())
+            journal.shards, journal.rejected_bytes = writer.shards, rejected.tell()
+            journal.save(out)
+
+        end_shard()
+        for part in pool.map(_chunks(sources, names, [source["records"] for source in mine])):
             writer.add(part.rows)
-            counts = by_pair[part.chunk.source.name]
-            counts["pairs"] += part.rows.num_rows
-            counts["truncated"] += part.truncated
-            counts["rejected"] += len(part.rejects)
-            seen += len(part.chunk.lines)
-            progress.update(len(part.chunk.lines))
-            # Stops as soon as the limit cannot be kept, not hours later at the end.
-            if (bad := rejected.total()) / total > max_rejected:
-                raise UserError(
-                    f"{bad:,} of {seen:,} lines read ({total:,} in all) are no usable pairs, more than --max-rejected "
-                    f"{max_rejected:g} allows: {_by_reason(rejected)}; see {out / REJECTED}"
-                )
-        if seen != total:
-            raise UserError(f"the text changed while it was read: {total:,} lines were counted, then {seen:,} read")
-        if seen == rejected.total():
-            raise UserError(f"--pairs: no usable pair in {seen:,} lines: {_by_reason(rejected)}; see {out / REJECTED}")
+            for reject in part.rejects:
+                rejected.write(f"{reject}\n".encode("utf-8", "surrogateescape"))
+            _count(part, counts, mine[part.number])
+            progress.update(part.records)
+            if not warned and _total(mine, "records") >= WARN_FROM and _too_many(mine, max_rejected):
+                print(f"warning: {_too_many(mine, max_rejected)}; see {out / REJECTED}", file=sys.stderr)
+                warned = True
+            if writer.shard_rows >= ROWS_PER_SHARD:
+                end_shard()
+        end_shard()
+        _judge(mine, counts["rejected"], max_rejected, out)
         special = special_ids(loaded)
-        rejected_file.flush()
         manifest = writer.finish(
             {
                 "package_version": __version__,
-                "tokenizer": {"name": tokenizer, "fingerprint": tokenizer_fingerprint(loaded)},
+                "tokenizer": {"name": tokenizer, "fingerprint": fingerprint},
                 "special_ids": {"cls": special.cls, "sep": special.sep, "mask": special.mask, "pad": special.pad},
                 "vocab_size": special.vocab_size,
                 "max_tokens": max_tokens,
-                "language_pairs": by_pair,
-                "rejected": dict(sorted(rejected.items())),
-                "dropped": dict(sorted(dropped.items())),
-                "sources": [
-                    {"pair": source.name, "files": [str(path) for path in source.paths], "lines": count}
-                    for source, count in zip(sources, lines, strict=True)
-                ],
+                **counts,
             }
         )
-    _report(manifest, out, time.monotonic() - begin)
+    (out / JOURNAL).unlink()
+    _report(manifest, out, manifest["pairs"] - before, time.monotonic() - begin)
     return manifest
 
 
-def _chunks(source: PairSource, pair: int) -> Iterator[_Chunk]:
-    lines: list[Item] = []
-    first_line, characters = 1, 0
-    for line in source.read():
-        lines.append(line)
-        characters += len(line.a) + len(line.b) if isinstance(line, Pair) else 0
-        if len(lines) == CHUNK_LINES or characters >= CHUNK_CHARACTERS:
-            yield _Chunk(source, pair, first_line, lines)
-            lines, first_line, characters = [], first_line + len(lines), 0
-    if lines:
-        yield _Chunk(source, pair, first_line, lines)
-
-
-def _encode(chunk: _Chunk, encoder: TextEncoder) -> _Encoded:
-    pairs = [line for line in chunk.lines if isinstance(line, Pair)]
-    sides = ([pair.a for pair in pairs], [pair.b for pair in pairs])
-    rows = iter(zip(*(_encode_side(texts, encoder) for texts in sides), strict=True))
-    source, truncated = chunk.source, 0
-    rejects: list[Reject] = []
-    drops: list[Drop] = []
-    a: list[list[int]] = []
-    b: list[list[int]] = []
-    groups: list[int] = []
-    for number, line in enumerate(chunk.lines, chunk.first_line):
-        if isinstance(line, Reject):
-            rejects.append(line)
-            continue
-        if isinstance(line, Drop):
-            drops.append(line)
-            continue
-        (ids_a, cut_a), (ids_b, cut_b) = next(rows)
-        if not ids_a or not ids_b:
-            rejects.append(Reject(source.paths[0] if not ids_a else source.paths[-1], number, NO_TOKENS))
-            continue
-        a.append(ids_a)
-        b.append(ids_b)
-        groups.append(sentence_group(line.pivot))
-        truncated += cut_a + cut_b
-    return _Encoded(chunk, record_batch(a, b, groups, chunk.pair), rejects, drops, truncated)
-
-
-def _encode_side(texts: list[str], encoder: TextEncoder) -> list[tuple[list[int], bool]]:
-    return list(zip(*encoder.encode(texts), strict=True))
+def _journal(out: Path, arguments: dict[str, Any], base: dict[str, Any] | None, sources: Sequence[Source]) -> Journal:
+    """The journal to go on from: what a prepare with the same arguments left, or a new one."""
+    left = Journal.load(out)
+    if left and left.base != (base and base["fingerprint"]):
+        left = None  # of a prepare that ended: it was killed between its manifest and the end of its journal
+    if left and left.arguments == arguments:
+        if left.shards > (base["shards"] if base else 0):
+            print(
+                f"{out}: an unfinished prepare, going on behind {_total(left.counts['sources'], 'records'):,} records"
+            )
+        return left
+    if left:
+        changed = sorted(key for key in arguments if arguments[key] != left.arguments.get(key))
+        print(f"{out}: an unfinished prepare with other arguments ({', '.join(changed)}), started over")
+    known = base or {"language_pairs": {}, "rejected": {}, "sources": []}
+    counts = copy.deepcopy({key: known[key] for key in ("language_pairs", "rejected", "sources")})
+    for source in sources:
+        counts["language_pairs"].setdefault(source.name, {"pairs": 0, "truncated": 0, "rejected": 0, "dropped": {}})
+        files = [str(path) for path in source.paths]
+        counts["sources"].append({"pair": source.name, "files": files, "records": 0, "pairs": 0, "rejected": 0})
+    rejected_bytes = (out / REJECTED).stat().st_size if base and (out / REJECTED).exists() else 0
+    fingerprint, shards = (base["fingerprint"], base["shards"]) if base else (None, 0)
+    return Journal(arguments, fingerprint, shards, rejected_bytes, counts)
 
 
 @contextmanager
-def _encoded_in_order(chunks: Iterable[_Chunk], encoder: TextEncoder, workers: int) -> Iterator[Iterator[_Encoded]]:
-    """The encoded chunks in the order of ``chunks``; two for each worker are read ahead, no more."""
-
-    def results() -> Iterator[_Encoded]:
-        waiting: deque[Future[_Encoded]] = deque()
-        for chunk in chunks:
-            waiting.append(pool.submit(_encode, chunk, encoder))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    # By default each call spreads over the process's one pool of all CPUs, so that ``workers`` would decide nothing and
-    # threads wait for each other (tried on 2 CPUs: a second thread gains 5 %; with one CPU a call, 90 %).
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
-    try:
-        yield results()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
+def _rejected_file(path: Path, size: int) -> Iterator[BinaryIO]:
+    """The file of rejected records, cut to ``size``, for writing behind that."""
+    with path.open("ab") as file:
+        if file.tell() < size:
+            raise UserError(f"{path}: {file.tell():,} bytes, expected {size:,}; remove {path.parent} and prepare anew")
+        file.truncate(size)
+        yield file
 
 
-def _by_reason(rejected: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejected.items()))
+def _chunks(sources: Sequence[Source], names: list[str], done: list[int]) -> Iterator[_Chunk]:
+    """The chunks behind the records of each source that are done; their names are in the order of their index."""
+    for number, (source, first) in enumerate(zip(sources, done, strict=True)):
+        items = islice(source.read(), first, None)
+        while chunk := _take(items):
+            yield _Chunk(source, number, names.index(source.name), first + 1, chunk)
+            first += len(chunk)
 
 
-def _report(manifest: dict[str, Any], out: Path, seconds: float) -> None:
+def _take(items: Iterator[Item]) -> list[Item]:
+    taken: list[Item] = []
+    characters = 0
+    for item in items:
+        taken.append(item)
+        characters += len(item.a) + len(item.b) if isinstance(item, Pair) else 0
+        if len(taken) == CHUNK_RECORDS or characters >= CHUNK_CHARACTERS:
+            break
+    return taken
+
+
+def _count(part: _Encoded, counts: dict[str, Any], source: dict[str, Any]) -> None:
+    """Adds a chunk's numbers to the manifest's counts and to those of its source."""
+    language_pair = counts["language_pairs"][source["pair"]]
+    source["records"] += part.records
+    for each in (source, language_pair):
+        each["pairs"] += part.rows.num_rows
+        each["rejected"] += len(part.rejects)
+    language_pair["truncated"] += part.truncated
+    for by_reason, items in ((counts["rejected"], part.rejects), (language_pair["dropped"], part.drops)):
+        for item in items:
+            by_reason[item.reason] = by_reason.get(item.reason, 0) + 1
+
+
+def _total(sources: list[dict[str, Any]], what: str) -> int:
+    return sum(source[what] for source in sources)
+
+
+def _too_many(sources: list[dict[str, Any]], max_rejected: float) -> str:
+    """What is wrong where more records than allowed are no usable pairs, or ""."""
+    rejected, records = _total(sources, "rejected"), _total(sources, "records")
+    if not records or rejected / records <= max_rejected:
+        return ""
+    return f"{rejected:,} of {records:,} records are no usable pairs, more than --max-rejected {max_rejected:g} allows"
+
+
+def _judge(sources: list[dict[str, Any]], reasons: dict[str, int], max_rejected: float, out: Path) -> None:
+    """Raises UserError where the text, all of it read, does not make a store."""
+    records, found = _total(sources, "records"), f"{_by_reason(reasons)}; see {out / REJECTED}"
+    if records == 0:
+        files = ", ".join(file for source in sources for file in source["files"])
+        raise UserError(f"--pairs: no usable pair, no records in {files}")
+    if too_many := _too_many(sources, max_rejected):
+        raise UserError(f"{too_many}: {found}; with a larger share prepare goes on from here")
+    if _total(sources, "pairs") == 0:
+        raise UserError(f"--pairs: no usable pair in {records:,} records: {found}")
+
+
+def _by_reason(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
+
+
+def _report(manifest: dict[str, Any], out: Path, added: int, seconds: float) -> None:
     for name, counts in manifest["language_pairs"].items():
         print(
-            f"{name}: {counts['pairs']:,} pairs, {counts['rejected']:,} lines rejected, "
+            f"{name}: {counts['pairs']:,} pairs, {counts['rejected']:,} records rejected, "
             f"{counts['truncated']:,} sentences truncated to {manifest['max_tokens']} tokens"
         )
     if manifest["rejected"]:
-        print(f"rejected: {_by_reason(Counter(manifest['rejected']))}; see {out / REJECTED}")
-    rate = manifest["pairs"] / max(seconds, 1e-9)
-    print(f"{out}: {manifest['pairs']:,} pairs in {seconds:,.1f} s ({rate:,.0f} pairs/s)")
+        print(f"rejected: {_by_reason(manifest['rejected'])}; see {out / REJECTED}")
+    print(f"{out}: {added:,} pairs in {seconds:,.1f} s ({added / max(seconds, 1e-9):,.0f} pairs/s)")

@@ -186,7 +186,9 @@ def check_output(path: Path) -> bool:
     return bool(found)
 
 
-def record_batch(a: list[list[int]], b: list[list[int]], groups: list[int], pair: int) -> pa.RecordBatch:
+def record_batch(
+    a: list[list[int]] | pa.ListArray, b: list[list[int]] | pa.ListArray, groups: list[int], pair: int
+) -> pa.RecordBatch:
     """Rows of one language pair (its index) as :class:`StoreWriter` takes them."""
     columns = [
         pa.array(a, SCHEMA.field("a").type),
@@ -195,6 +197,11 @@ def record_batch(a: list[list[int]], b: list[list[int]], groups: list[int], pair
         pa.array(np.full(len(a), pair, np.int16)),
     ]
     return pa.record_batch(columns, schema=SCHEMA)
+
+
+def list_array(ids: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+    """A column of token ids, without a copy: int32 [T], one row after the other, and int32 [n], how many each has."""
+    return pa.ListArray.from_arrays(_offsets(lengths).astype(np.int32), ids, SCHEMA.field("a").type)
 
 
 class StoreWriter:

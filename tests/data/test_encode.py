@@ -1,6 +1,8 @@
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,10 +62,30 @@ def test_truncation(tokenizer: PreTrainedTokenizerBase) -> None:
     texts = ["a b c d", "a b c d e", ""]
     whole = TextEncoder(tokenizer)(texts)
     limit = len(whole[0])
-    rows, truncated = TextEncoder(tokenizer, max_tokens=limit).encode(texts)
-    assert rows == [ids[:limit] for ids in whole]
-    assert truncated == [False, True, False]
-    assert TextEncoder(tokenizer)([]) == []
+    encoder = TextEncoder(tokenizer, max_tokens=limit)
+    assert encoder(texts) == [ids[:limit] for ids in whole]
+    assert encoder([]) == []
+    ids, lengths, truncated = encoder.arrays(texts)
+    assert (ids.dtype, lengths.dtype) == (np.int32, np.int32)
+    assert ids.tolist() == [*whole[0], *whole[1][:limit]]
+    assert lengths.tolist() == [limit, limit, 0]
+    assert truncated.tolist() == [False, True, False]
+    assert [len(each) for each in encoder.arrays([])] == [0, 0, 0]
+
+
+def test_arrays_are_the_lists(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["the Thing", "", "a [SEP] b </s>", "Äé " * 40, "x"]
+    for limit in (1, 3, 126):
+        encoder = TextEncoder(tokenizer, max_tokens=limit)
+        ids, lengths, _ = encoder.arrays(texts)
+        assert [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] == encoder(texts)
+
+
+def test_pickled(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A copy in another process treats literal special tokens as the original does."""
+    encoder = TextEncoder(tokenizer, max_tokens=9)
+    texts = ["the Thing", "a [SEP] b </s> [MASK]", "<s>", "x " * 20]
+    assert pickle.loads(pickle.dumps(encoder))(texts) == encoder(texts)
 
 
 def test_the_callers_tokenizer_is_left_alone(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import BertTokenizerFast
 
 from ppa_fast import __version__
 from ppa_fast.data import prepare as module
-from ppa_fast.data.corpus import sentence_group
+from ppa_fast.data.corpus import Pair, Source, parse_pairs, sentence_group
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, tokenizer_fingerprint
 from ppa_fast.data.prepare import prepare
 from ppa_fast.data.store import Store, StoreWriter
@@ -79,12 +80,14 @@ def test_rows_and_manifest(tmp_path: Path, tokenizer: str, capsys: pytest.Captur
     assert manifest["special_ids"] == {"cls": 2, "sep": 3, "mask": 4, "pad": 0}
     assert (manifest["vocab_size"], manifest["max_tokens"]) == (len(PIECES), 8)
     assert manifest["language_pairs"] == {
-        "en-de": {"pairs": 40, "truncated": 1, "rejected": 2},
-        "fr-en": {"pairs": 2, "truncated": 0, "rejected": 0},
+        "en-de": {"pairs": 40, "truncated": 1, "rejected": 2, "dropped": {}},
+        "fr-en": {"pairs": 2, "truncated": 0, "rejected": 0, "dropped": {}},
     }
     assert manifest["rejected"] == {"empty side": 1, "no tokens": 1}
     assert (manifest["longest_a"], manifest["longest_b"]) == (6, 8)
-    assert [source["lines"] for source in manifest["sources"]] == [40, 2, 2]
+    assert [source["records"] for source in manifest["sources"]] == [40, 2, 2]
+    assert store.language_pairs == ["en-de", "fr-en"]
+    assert store.segments.tolist() == [[0, 0, 38], [1, 38, 40], [0, 40, 42]]
     assert (tmp_path / "store/rejected.tsv").read_text() == (
         f"{tmp_path}/t.en:3: empty side\n{tmp_path}/t.de:4: no tokens\n"
     )
@@ -97,7 +100,7 @@ def test_rows_and_manifest(tmp_path: Path, tokenizer: str, capsys: pytest.Captur
     assert column.to_pylist() == [0] * 38 + [1] * 2 + [0] * 2
 
     printed = capsys.readouterr().out
-    assert "en-de: 40 pairs, 2 lines rejected, 1 sentences truncated to 8 tokens" in printed
+    assert "en-de: 40 pairs, 2 records rejected, 1 sentences truncated to 8 tokens" in printed
     assert "rejected: 1 empty side, 1 no tokens; see" in printed
     assert "42 pairs in" in printed
     assert "pairs/s" in printed
@@ -125,62 +128,65 @@ def test_literal_specials_in_the_text(tmp_path: Path, tokenizer: str) -> None:
 
 
 def test_workers_do_not_change_a_byte(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_LINES", 37)
+    monkeypatch.setattr(module, "CHUNK_RECORDS", 37)
+    monkeypatch.setattr(module, "ROWS_PER_SHARD", 400)
     spec, pairs = write_corpus(tmp_path, 1000)
     text = (tmp_path / "t.en").read_text().splitlines()
     text[500], text[700] = "", "\u200b"
     (tmp_path / "t.en").write_text("\n".join(text))
     stores = {}
-    for workers in (1, 3):
+    for workers in (1, 2, 4):
         out = tmp_path / str(workers)
         prepare([spec], tokenizer, out, workers=workers)
         stores[workers] = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert stores[1] == stores[3]
+    assert stores[1] == stores[2] == stores[4]
+    assert sorted(stores[1]) == ["manifest.json", "rejected.tsv", *(f"rows-{i:05d}.arrow" for i in range(3))]
     assert stores[1]["rejected.tsv"].decode().splitlines() == [
         f"{tmp_path}/t.en:501: empty side",
         f"{tmp_path}/t.en:701: no tokens",
     ]
-    store = Store.open(tmp_path / "3")
+    store = Store.open(tmp_path / "4")
+    assert store.starts.tolist() == [0, 407, 812, 998]  # shards end with a chunk
     kept = [pair for i, pair in enumerate(pairs) if i not in (500, 700)]
     encoder = TextEncoder(load_tokenizer(tokenizer))
     assert [row(store, i) for i in (0, 499, 500, 997)] == [tuple(encoder(list(kept[i]))) for i in (0, 499, 500, 997)]
 
 
-def test_chunks_are_bounded_by_text(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, _ = write_corpus(tmp_path, 300)
-    sizes = []
-    encode = module._encode
+def test_chunks_are_bounded_by_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, pairs = write_corpus(tmp_path, 300)
     monkeypatch.setattr(module, "CHUNK_CHARACTERS", 1000)
-    monkeypatch.setattr(
-        module, "_encode", lambda chunk, encoder: sizes.append(len(chunk.lines)) or encode(chunk, encoder)
-    )
-    assert prepare([spec], tokenizer, tmp_path / "store")["pairs"] == 300
-    assert max(sizes) < 100
-    assert sum(sizes) == 300
+    chunks = list(module._chunks([parse_pairs(spec)], ["en-de"], [0]))
+    sizes = [sum(len(item.a) + len(item.b) for item in chunk.items) for chunk in chunks]
+    assert all(1000 <= size < 1250 for size in sizes[:-1])
+    assert [(item.a, item.b) for chunk in chunks for item in chunk.items] == pairs
+    # From the end of any chunk on they are the same.
+    assert list(module._chunks([parse_pairs(spec)], ["en-de"], [chunks[3].first - 1])) == chunks[3:]
 
 
-def test_few_chunks_are_read_ahead(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_LINES", 10)
-    spec, _ = write_corpus(tmp_path, 1000)
-    read, ahead = itertools.count(1), []
-    chunks, add = module._chunks, StoreWriter.add
-    position = {"read": 0, "written": 0}
+@dataclass(frozen=True)
+class DropLong:
+    """A check: the same in every process, and the same again in the next prepare."""
 
-    def counted(*arguments: Any) -> Any:
-        for chunk in chunks(*arguments):
-            position["read"] = next(read)
-            yield chunk
+    characters: int
 
-    def counted_add(self: StoreWriter, rows: Any) -> None:
-        position["written"] += 1
-        ahead.append(position["read"] - position["written"])
-        add(self, rows)
+    def __call__(self, pair: Pair, source: Source) -> str:
+        return f"{source.a} over {self.characters}" if len(pair.a) > self.characters else ""
 
-    monkeypatch.setattr(module, "_chunks", counted)
-    monkeypatch.setattr(StoreWriter, "add", counted_add)
-    prepare([spec], tokenizer, tmp_path / "store", workers=2)
-    assert len(ahead) == 100
-    assert max(ahead) <= 4
+
+def test_check(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_RECORDS", 2)
+    (tmp_path / "t.tsv").write_text("aaaa\tb\na\tb\nno tab\naaaaa\tc\nä\t\u200b\nc\td\n")
+    specs = [f"en-de:{tmp_path}/t.tsv", f"fr-en:{tmp_path}/t.tsv"]
+    manifest = prepare(specs, tokenizer, tmp_path / "store", max_rejected=1, check=DropLong(3))
+    assert manifest["language_pairs"] == {
+        "en-de": {"pairs": 2, "truncated": 0, "rejected": 2, "dropped": {"en over 3": 2}},
+        "fr-en": {"pairs": 2, "truncated": 0, "rejected": 2, "dropped": {"fr over 3": 2}},
+    }
+    assert manifest["rejected"] == {"missing tab": 2, "no tokens": 2}
+    store = Store.open(tmp_path / "store")
+    assert [row(store, i) for i in range(4)] == [(ids("a"), ids("b")), (ids("c"), ids("d"))] * 2
+    lines = (tmp_path / "store/rejected.tsv").read_text().splitlines()
+    assert lines == [f"{tmp_path}/t.tsv:3: missing tab", f"{tmp_path}/t.tsv:5: no tokens"] * 2
 
 
 def test_gz_equals_plain(tmp_path: Path, tokenizer: str) -> None:
@@ -208,7 +214,7 @@ def test_bad_arguments_are_said_before_any_work(
     def work(*_: Any) -> int:
         raise AssertionError("work before all arguments were checked")
 
-    monkeypatch.setattr(module, "count_pairs", work)
+    monkeypatch.setattr(module, "StoreWriter", work)
     out = tmp_path / "store"
     for change, message in (
         ({"pairs": []}, "--pairs: none given"),
@@ -231,60 +237,67 @@ def test_bad_arguments_are_said_before_any_work(
     assert (full / "notes.txt").read_text() == "mine"
 
 
-def test_unequal_lengths_and_broken_files_are_said_before_encoding(tmp_path: Path, tokenizer: str) -> None:
+def test_broken_files_leave_no_store(tmp_path: Path, tokenizer: str) -> None:
     good, _ = write_corpus(tmp_path, 30)
-    (tmp_path / "short.de").write_text("x\n" * 29)
     (tmp_path / "broken.tsv.gz").write_bytes(gzip.compress(b"a\tb\n" * 1000)[:-10])
-    with pytest.raises(UserError, match=r"t\.en has 30 lines, .*short\.de has 29"):
-        prepare([good, f"en-de:{tmp_path}/t.en,{tmp_path}/short.de"], tokenizer, tmp_path / "store")
     with pytest.raises(UserError, match=r"broken\.tsv\.gz: broken gzip file"):
         prepare([good, f"en-de:{tmp_path}/broken.tsv.gz"], tokenizer, tmp_path / "store")
-    assert not (tmp_path / "store").exists()
+    with pytest.raises(UserError, match="unfinished"):
+        Store.open(tmp_path / "store")
 
 
-def test_too_many_rejected(tmp_path: Path, tokenizer: str) -> None:
+def test_too_many_rejected(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.tsv").write_text("a\tb\n" * 17 + "no tab\nno tab\na\t\n")
     out = tmp_path / "store"
     with pytest.raises(UserError) as error:
         prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, out, max_rejected=0.149)
-    for part in ("3 of 20 lines", "0.149", "1 empty side, 2 missing tab", str(out / "rejected.tsv")):
+    for part in ("3 of 20 records", "0.149", "1 empty side, 2 missing tab", str(out / "rejected.tsv")):
         assert part in str(error.value)
-    assert [path.name for path in out.iterdir()] == ["rejected.tsv"]
     assert len((out / "rejected.tsv").read_text().splitlines()) == 3
-    # Exactly the share that is allowed is allowed, and what the refusal left is started over.
-    assert prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, out, max_rejected=0.15)["pairs"] == 17
+    with pytest.raises(UserError, match="unfinished"):
+        Store.open(out)
+    # Exactly the share that is allowed is allowed, and prepare goes on from what the refusal left.
+    with monkeypatch.context() as patch:
+        patch.setattr(TextEncoder, "arrays", None)
+        assert prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, out, max_rejected=0.15)["pairs"] == 17
+    assert len((out / "rejected.tsv").read_text().splitlines()) == 3
+    assert not (out / "journal.json").exists()
 
 
-def test_too_many_rejected_stops_early(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_LINES", 10)
-    (tmp_path / "t.tsv").write_text("no tab\n" * 1000)
-    with pytest.raises(UserError, match=r"60 of 60 lines read \(1,000 in all\)"):
-        prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "store")
+def test_too_many_rejected_is_said_early(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
+    monkeypatch.setattr(module, "WARN_FROM", 30)
+    (tmp_path / "t.tsv").write_text("a\tb\n" * 38 + "no tab\n" * 2 + "a\tb\n" * 40)
+    prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "store", max_rejected=0.04)
+    warning = "warning: 2 of 40 records are no usable pairs, more than --max-rejected 0.04 allows; see"
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith(warning)]
+    (tmp_path / "t.tsv").write_text("no tab\n" + "a\tb\n" * 29)  # too few for a warning
+    prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "store1", max_rejected=0.04)
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_no_usable_pair(tmp_path: Path, tokenizer: str) -> None:
     (tmp_path / "t.tsv").write_text("")
-    with pytest.raises(UserError, match=r"no usable pair, no lines in .*t\.tsv"):
+    with pytest.raises(UserError, match=r"no usable pair, no records in .*t\.tsv"):
         prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "store", max_rejected=1)
-    assert not (tmp_path / "store").exists()
     (tmp_path / "t.tsv").write_text("no tab\n\n")
-    with pytest.raises(UserError, match="no usable pair in 2 lines: 2 missing tab"):
+    with pytest.raises(UserError, match="no usable pair in 2 records: 2 missing tab"):
         prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "store", max_rejected=1)
     with pytest.raises(UserError, match="unfinished"):
         Store.open(tmp_path / "store")
 
 
-def test_text_that_changes_under_way(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, _ = write_corpus(tmp_path, 30)
-    monkeypatch.setattr(module, "count_pairs", lambda source: 31)
-    with pytest.raises(UserError, match="31 lines were counted, then 30 read"):
-        prepare([spec], tokenizer, tmp_path / "store")
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_failure_midway_leaves_no_store(
+def test_a_failure_midway_leaves_no_store_and_is_gone_on_from(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_LINES", 10)
+    monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
+    monkeypatch.setattr(module, "ROWS_PER_SHARD", 30)
     spec, _ = write_corpus(tmp_path, 100)
     out, add, calls = tmp_path / "store", StoreWriter.add, itertools.count()
 
@@ -293,74 +306,201 @@ def test_a_failure_midway_leaves_no_store(
         if next(calls) == 4:
             raise OSError("no space left on device")
 
-    for before in (None, "true"):  # a setting of the process that encoding borrows
-        with monkeypatch.context() as patch:
-            patch.setattr(StoreWriter, "add", fail_midway)
-            patch.delenv("TOKENIZERS_PARALLELISM", raising=False)
-            if before:
-                patch.setenv("TOKENIZERS_PARALLELISM", before)
-            calls = itertools.count()
-            with pytest.raises(OSError, match="no space left"):
-                prepare([spec], tokenizer, out)
-            assert os.environ.get("TOKENIZERS_PARALLELISM") == before
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "add", fail_midway)
+        with pytest.raises(OSError, match="no space left"):
+            prepare([spec], tokenizer, out)
     with pytest.raises(UserError, match="unfinished store, run prepare again"):
         Store.open(out)
     capsys.readouterr()
     assert prepare([spec], tokenizer, out)["pairs"] == 100
-    assert "unfinished prepare, started over" in capsys.readouterr().out
-    assert len(Store.open(out)) == 100
+    assert "an unfinished prepare, going on behind 30 records" in capsys.readouterr().out
+    assert prepare([spec], tokenizer, tmp_path / "whole")["pairs"] == 100
+    assert contents(out) == contents(tmp_path / "whole")
     with pytest.raises(UserError, match="a finished store"):
         prepare([spec], tokenizer, out)
 
 
-def test_a_kill_before_the_manifest_leaves_no_store(
-    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+def interrupted(spec: str, tokenizer: str, out: Path, **arguments: Any) -> None:
+    """A prepare that ends after its first shard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_too_many", None)
+        with pytest.raises(TypeError):
+            prepare([spec], tokenizer, out, **arguments)
+
+
+def test_other_arguments_start_over(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The last moments: the rows have their name, the manifest does not."""
+    monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
+    monkeypatch.setattr(module, "ROWS_PER_SHARD", 30)
+    monkeypatch.setattr(module, "WARN_FROM", 50)
+    spec, pairs = write_corpus(tmp_path, 60)
+    for name, changed, arguments in (
+        ("pairs", "files, pairs", {"pairs": [spec, spec]}),
+        ("tokens", "max_tokens", {"max_tokens": 5}),
+        ("check", "check", {"check": DropLong(3)}),
+        ("files", "files", {}),
+    ):
+        out = tmp_path / name
+        interrupted(spec, tokenizer, out)
+        if name == "files":  # of the same size
+            (tmp_path / "t.en").write_text("".join(f"{a[::-1]}\n" for a, _ in pairs))
+        capsys.readouterr()
+        arguments = {"pairs": [spec], "tokenizer": tokenizer, **arguments}
+        prepare(out=out, **arguments)
+        assert f"an unfinished prepare with other arguments ({changed}), started over" in capsys.readouterr().out
+        prepare(out=tmp_path / f"{name} whole", **arguments)
+        assert contents(out) == contents(tmp_path / f"{name} whole")
+
+
+def test_append(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
+    monkeypatch.setattr(module, "ROWS_PER_SHARD", 30)
+    first, _ = write_corpus(tmp_path, 50)
+    (tmp_path / "t.tsv").write_text("un\tone\nno tab\n" + "deux\ttwo\n" * 40)
+    second = [f"fr-en:{tmp_path}/t.tsv", f"en-de:{tmp_path}/t.tsv"]
+    whole = prepare([first, *second], tokenizer, tmp_path / "whole")
+    before = prepare([first], tokenizer, tmp_path / "store")
+    old = contents(tmp_path / "store")
+    appended = prepare(second, tokenizer, tmp_path / "store", append=True)
+
+    assert {**appended, "shards": whole["shards"]} == whole  # the fingerprint is of the rows, wherever shards end
+    assert appended["fingerprint"] != before["fingerprint"]
+    new = contents(tmp_path / "store")
+    assert {name: new[name] for name in old if name.startswith("rows")} == {
+        name: content for name, content in old.items() if name.startswith("rows")
+    }
+    assert new["rejected.tsv"] == (tmp_path / "whole/rejected.tsv").read_bytes()
+    stores = [Store.open(tmp_path / name) for name in ("whole", "store")]
+    assert [row(stores[0], i) for i in range(132)] == [row(stores[1], i) for i in range(132)]
+    assert stores[0].segments.tolist() == stores[1].segments.tolist() == [[0, 0, 50], [1, 50, 91], [0, 91, 132]]
+
+
+def test_append_to_what_does_not_fit(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, _ = write_corpus(tmp_path, 20)
-    rename = Path.rename
-
-    def killed(source: Path, target: Path) -> None:
-        if target.name == "manifest.json":
-            raise KeyboardInterrupt
-        rename(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
-        with pytest.raises(KeyboardInterrupt):
-            prepare([spec], tokenizer, tmp_path / "store")
-    found = {path.name for path in (tmp_path / "store").iterdir()}
-    assert found == {"rows-00000.arrow", ".manifest.json.tmp", "rejected.tsv"}
-    with pytest.raises(UserError, match="unfinished"):
-        Store.open(tmp_path / "store")
+    with pytest.raises(UserError, match="absent: no such store"):
+        prepare([spec], tokenizer, tmp_path / "absent", append=True)
+    store = tmp_path / "store"
+    prepare([spec], tokenizer, store)
+    with pytest.raises(UserError, match=r"expected the same, found .* and 99"):
+        prepare([spec], tokenizer, store, max_tokens=99, append=True)
+    backend = Tokenizer.from_file(f"{tokenizer}/tokenizer.json")
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    BertTokenizerFast(tokenizer_object=backend, do_lower_case=True).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match=r"was made with tokenizer .* expected the same, found .*other"):
+        prepare([spec], str(tmp_path / "other"), store, append=True)
+    intact = contents(store)
 
     (tmp_path / "bad.tsv").write_text("no tab\n")
-    with pytest.raises(UserError, match="--max-rejected"):
-        prepare([f"en-de:{tmp_path}/bad.tsv"], tokenizer, tmp_path / "store")
-    assert not list((tmp_path / "store").glob("rows-*"))
-    assert prepare([spec], tokenizer, tmp_path / "store")["pairs"] == 20
+    with pytest.raises(UserError, match="1 of 1 records"):
+        prepare([f"en-de:{tmp_path}/bad.tsv"], tokenizer, store, append=True)
+    assert Store.open(store).manifest == json.loads(intact["manifest.json"])  # a failed append changes no row
+
+    rows = bytearray(intact["rows-00000.arrow"])
+    rows[len(rows) // 2] ^= 1
+    (store / "rows-00000.arrow").write_bytes(rows)
+    with pytest.raises(UserError, match="store is damaged: its rows are not those of its fingerprint"):
+        prepare([spec], tokenizer, store, append=True)
+
+
+# Kills. A driver forks a child for each, so that the imports are paid once; the child kills itself before the n-th of
+# the calls that change the folder.
+DRIVER = """
+import json, os, signal, sys
+from pathlib import Path
+import ppa_fast.data.prepare as module
+from ppa_fast.data.encode import load_tokenizer
+from ppa_fast.data.store import StoreWriter
+
+arguments, kills = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+module.CHUNK_RECORDS, module.ROWS_PER_SHARD = 10, 30
+load_tokenizer(arguments["tokenizer"])
+
+def count(owner, name, left):
+    original = getattr(owner, name)
+    def counted(*positional, **named):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*positional, **named)
+    setattr(owner, name, counted)
+
+for kill in kills:
+    child = os.fork()
+    if child == 0:
+        left = [kill]
+        for owner, name in ((StoreWriter, "add"), (os, "fsync"), (Path, "rename"), (Path, "unlink"), (Path, "open")):
+            count(owner, name, left)
+        module.prepare(**arguments, workers=1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    print(json.dumps(status), flush=True)
+    if status == 0:
+        break
+"""
+
+
+def run_killed(arguments: dict[str, Any], kills: list[int]) -> int:
+    """Runs prepare again and again, killed before the n-th call each time; returns how often it was killed until one
+    came to its end."""
+    command = [sys.executable, "-c", DRIVER, json.dumps(arguments), json.dumps(kills)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    statuses = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
+    assert statuses[-1] == 0, done.stderr
+    assert set(statuses[:-1]) <= {signal.SIGKILL}, done.stderr
+    return len(statuses) - 1
+
+
+@pytest.fixture
+def three_shards(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Arguments of a prepare of three shards and some bad records; tmp_path / "whole" is what it makes."""
+    monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
+    monkeypatch.setattr(module, "ROWS_PER_SHARD", 30)
+    spec, _ = write_corpus(tmp_path, 45)
+    (tmp_path / "t.tsv").write_text("un\tone\nno tab\n\u200b\tx\n" + "deux\ttwo\n" * 30)
+    arguments = {"pairs": [spec, f"fr-en:{tmp_path}/t.tsv"], "tokenizer": tokenizer}
+    assert prepare(**arguments, out=tmp_path / "whole")["shards"] == 3
+    return arguments
+
+
+def test_killed_again_and_again(tmp_path: Path, three_shards: dict[str, Any]) -> None:
+    """The calls until a kill are drawn anew each time; more than the 20 or so of a shard bring it on."""
+    rng = random.Random(5)
+    kills = [rng.randint(3, 40) for _ in range(20)]
+    assert run_killed({**three_shards, "out": str(tmp_path / "store")}, [*kills, 0]) >= 3
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_sigkill(tmp_path: Path, tokenizer: str) -> None:
-    spec, _ = write_corpus(tmp_path, 100_000)
-    out = tmp_path / "store"
-    code = f"from ppa_fast.data.prepare import prepare; prepare({[spec]!r}, {tokenizer!r}, {str(out)!r}, workers=1)"
-    process = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        while not (out / "rows-00000.arrow.partial").exists() and process.poll() is None:
-            os.sched_yield()
-        process.send_signal(signal.SIGKILL)
-    finally:
-        assert process.wait() == -signal.SIGKILL
-    assert {path.name for path in out.iterdir()} == {"rows-00000.arrow.partial", "rejected.tsv"}
-    with pytest.raises(UserError, match="unfinished"):
-        Store.open(out)
+def test_a_kill_at_any_moment(tmp_path: Path, three_shards: dict[str, Any]) -> None:
+    for kill in itertools.count(1):
+        out = tmp_path / str(kill)
+        killed = run_killed({**three_shards, "out": str(out)}, [kill, 0])
+        if (out / "journal.json").exists():  # killed behind the manifest: the store is finished
+            (out / "journal.json").unlink()
+        assert contents(out) == contents(tmp_path / "whole")
+        if not killed:
+            break
+    assert kill > 30
 
-    (tmp_path / "t.en").write_text("a\n")
-    (tmp_path / "t.de").write_text("b\n")
-    assert prepare([spec], tokenizer, out)["pairs"] == 1
-    assert {path.name for path in out.iterdir()} == {"rows-00000.arrow", "rejected.tsv", "manifest.json"}
+
+def test_an_append_that_is_killed(tmp_path: Path, tokenizer: str, three_shards: dict[str, Any]) -> None:
+    """The store is what it was until the append ends."""
+    (tmp_path / "first.tsv").write_text("eins\tone\n" * 20)
+    spec = f"de-en:{tmp_path}/first.tsv"
+    for name in ("expected", "store"):
+        before = prepare([spec], tokenizer, tmp_path / name)
+    whole = prepare(**three_shards, out=tmp_path / "expected", append=True)
+    arguments = {**three_shards, "out": str(tmp_path / "store"), "append": True}
+    command = [sys.executable, "-c", DRIVER, json.dumps(arguments), "[30]"]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().endswith("9")
+    assert (tmp_path / "store/journal.json").exists()
+    assert Store.open(tmp_path / "store").manifest == before
+    assert len(Store.open(tmp_path / "store")) == 20
+    assert run_killed(arguments, [30, 12, 50, 0]) >= 2
+    assert contents(tmp_path / "store") == contents(tmp_path / "expected")
+    assert Store.open(tmp_path / "store").manifest == whole
 
 
 @pytest.mark.skipif("PPA_FAST_TEST_DATA" not in os.environ, reason="PPA_FAST_TEST_DATA is not set")
