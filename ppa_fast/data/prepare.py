@@ -15,7 +15,17 @@ from typing import Any
 import pyarrow as pa
 
 from ppa_fast import __version__
-from ppa_fast.data.corpus import Drop, Item, Pair, PairSource, count_pairs, parse_pairs, sentence_group
+from ppa_fast.data.corpus import (
+    AS_NAMED,
+    Drop,
+    Item,
+    Pair,
+    PairSource,
+    ReadOptions,
+    count_pairs,
+    parse_pairs,
+    sentence_group,
+)
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
 from ppa_fast.data.lines import Reject
 from ppa_fast.data.store import MAX_TOKENS_LIMIT, REJECTED, StoreWriter, check_output, record_batch
@@ -57,6 +67,7 @@ def prepare(
     max_tokens: int = 126,
     workers: int | None = None,
     max_rejected: float = 0.05,
+    options: ReadOptions = AS_NAMED,
 ) -> dict[str, Any]:
     """Encodes parallel text into a token store and returns its manifest.
 
@@ -64,12 +75,13 @@ def prepare(
     Nothing is written before all arguments are checked and all lines are counted.
 
     Args:
-        pairs: ``en-de:train.en,train.de`` or ``en-fr:corpus.tsv``, ``.gz`` as it is; several of one language pair too.
+        pairs: what :func:`parse_pairs` reads; several of one language pair too.
         tokenizer: Hugging Face name or folder of a fast tokenizer.
         out: the store, a new or empty folder; what a killed prepare left in it is started over.
         max_tokens: longer sentences are truncated to it, special tokens not counted.
         workers: encoding threads, by default one for each CPU at hand.
         max_rejected: the largest share of lines, 0 to 1, that may be unusable.
+        options: the format and columns of the files, where their names do not say it.
 
     Raises:
         UserError: an argument that cannot be used, files of unequal length, a broken file, no usable pair, or more
@@ -86,7 +98,7 @@ def prepare(
         raise UserError(f"--max-rejected {max_rejected}: expected a share between 0 and 1")
     if not pairs:
         raise UserError("--pairs: none given, expected at least one")
-    sources = [parse_pairs(spec) for spec in pairs]
+    sources = [parse_pairs(spec, options) for spec in pairs]
     unfinished = check_output(out)
     loaded = load_tokenizer(tokenizer)
 
