@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from ppa_fast import __version__
-from ppa_fast.data.corpus import Drop, Item, Pair, Source, parse_pairs, sentence_group
+from ppa_fast.data.corpus import AS_NAMED, Drop, Item, Pair, ReadOptions, Source, parse_pairs, sentence_group
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
 from ppa_fast.data.journal import JOURNAL, Journal
 from ppa_fast.data.lines import Reject
@@ -124,6 +124,7 @@ def prepare(
     max_rejected: float = 0.05,
     append: bool = False,
     check: Check | None = None,
+    options: ReadOptions = AS_NAMED,
 ) -> dict[str, Any]:
     """Encodes parallel text into a token store and returns its manifest.
 
@@ -131,7 +132,7 @@ def prepare(
     and of kills: called again with the same arguments, it goes on from the last shard.
 
     Args:
-        pairs: ``en-de:train.en,train.de`` or ``en-fr:corpus.tsv``, ``.gz`` as it is; several of one language pair too.
+        pairs: what :func:`parse_pairs` reads; several of one language pair too.
         tokenizer: Hugging Face name or folder of a fast tokenizer.
         out: the store, a new or empty folder or what a killed prepare left; with ``append`` a finished store.
         max_tokens: longer sentences are truncated to it, special tokens not counted.
@@ -140,6 +141,7 @@ def prepare(
         append: adds rows behind those of a finished store, which stays whole until all of them are there.
         check: called with each pair and its source, in the workers (so it must be picklable): why the pair is dropped,
             or "".
+        options: the format and columns of the files, where their names do not say it.
 
     Raises:
         UserError: an argument that cannot be used, a file that is broken as a whole, no usable pair, or more unusable
@@ -156,7 +158,7 @@ def prepare(
         raise UserError(f"--max-rejected {max_rejected}: expected a share between 0 and 1")
     if not pairs:
         raise UserError("--pairs: none given, expected at least one")
-    sources: list[Source] = [parse_pairs(spec) for spec in pairs]
+    sources: list[Source] = [parse_pairs(spec, options) for spec in pairs]
     base = read_manifest(out) if append else None
     if not append:
         check_output(out)
@@ -175,6 +177,7 @@ def prepare(
         "tokenizer": fingerprint,
         "max_tokens": max_tokens,
         "check": repr(check),
+        "options": repr(options),
     }
     journal = _journal(out, arguments, base, sources)
     counts, names = journal.counts, list(journal.counts["language_pairs"])
