@@ -85,6 +85,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         max_tokens=arguments.max_tokens,
         workers=arguments.workers,
         max_rejected=arguments.max_rejected,
+        append=arguments.append,
         options=read_options(arguments),
     )
 
@@ -180,11 +181,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--pairs", required=True, nargs="+", action="extend", metavar="SPEC", help=PAIRS_HELP)
     p.add_argument("--tokenizer", required=True, help="name or folder of a fast tokenizer, the model's own")
-    p.add_argument("--out", required=True, help="new folder, or what a killed prepare left")
+    p.add_argument("--out", required=True, help="new folder, or what a killed prepare left: it goes on from there")
+    p.add_argument("--append", action="store_true", help="add to the finished store --out, of the same tokenizer")
     p.add_argument(
         "--max-tokens", type=int, default=126, metavar="N", help="of a sentence, without specials (default 126)"
     )
-    p.add_argument("--workers", type=int, metavar="N", help="encoding threads (default: one a core)")
+    p.add_argument("--workers", type=int, metavar="N", help="encoding processes (default: one a core)")
     p.add_argument("--max-rejected", type=float, default=0.05, metavar="SHARE", help="(default 0.05)")
     add_read_options(p)
 
