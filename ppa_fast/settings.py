@@ -39,6 +39,10 @@ class Settings:
     deepspeed_config: str = _setting("", "DeepSpeed JSON: batch sizes, precision, ZeRO, clipping, monitor")
     seed: int = _setting(0, "of the order, the coins, the masks, dropout and new weights")
 
+    sampling_alpha: float = _setting(1.0, "language pairs in proportion to size^alpha: 1 as they are, 0 all alike")
+    sampling_cap: int | None = _setting(None, "at most so many draws of a language pair in an epoch")
+    max_upsampling: float | None = _setting(None, "a pair is drawn at most so often in an epoch, on average")
+
     steps: int | None = _setting(None, "global steps of the whole run; give this or --epochs")
     epochs: float | None = _setting(None, "passes over the pairs; default 1 where --steps is not given")
     learning_rate: float = _setting(3e-5, "peak learning rate of AdamW")
@@ -86,7 +90,7 @@ class Settings:
             if choices and getattr(self, f.name) not in choices:
                 raise UserError(f"{f.name}: found {getattr(self, f.name)!r}, expected one of {', '.join(choices)}")
         counts = ("projection_dim", "queue_size", "max_skipped", "log_every", "eval_every", "save_every", "keep")
-        shares = ("mask_probability", "warmup", "momentum")
+        shares = ("mask_probability", "warmup", "momentum", "sampling_alpha")
         for name in ("learning_rate", "temperature", "adam_epsilon", *counts):
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         narrow = self.projection_dim <= 1024 and self.projection_dim % 8 == 0  # what ops.infonce takes
@@ -97,9 +101,11 @@ class Settings:
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 or more and less than 1")
         for name in ("weight_decay", "tlm_weight", "moco_weight", "freeze_layers", "anchor"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("steps", "epochs"):
+        for name in ("steps", "epochs", "sampling_cap"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "more than 0")
+        often = self.max_upsampling
+        _require(often is None or often >= 1, "max_upsampling", often, "1 or more")
         if self.steps is not None and self.epochs is not None:
             raise UserError(f"steps and epochs: found both ({self.steps} and {self.epochs}), expected one of them")
         if not ((self.tlm and self.tlm_weight) or (self.moco and self.moco_weight)):

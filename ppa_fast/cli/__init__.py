@@ -12,7 +12,7 @@ from pathlib import Path
 from ppa_fast import __version__
 from ppa_fast.cli import evaluate, finetune
 from ppa_fast.cli.filters import add_filters, chosen_filters
-from ppa_fast.cli.verb import PAIRS_HELP, add_verb
+from ppa_fast.cli.verb import PAIRS_HELP, add_read_options, add_verb, read_options
 from ppa_fast.errors import UserError, input_error
 
 BAD_INPUT = 2  # exit status of a UserError, as of a wrong command line
@@ -91,6 +91,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         pivots=arguments.pivots,
         filters=chosen_filters(arguments),
         deduplicate=arguments.deduplicate,
+        options=read_options(arguments),
     )
 
 
@@ -202,6 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=int, metavar="N", help="encoding processes (default: one a core)")
     p.add_argument("--max-rejected", type=float, default=0.05, metavar="SHARE", help="(default 0.05)")
     add_filters(p)
+    add_read_options(p)
 
     evaluate.add_verbs(verbs)
     finetune.add_verbs(verbs)

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from ppa_fast import __version__
-from ppa_fast.data.corpus import Drop, Item, Pair, Source, parse_pairs, sentence_group
+from ppa_fast.data.corpus import AS_NAMED, Drop, Item, Pair, ReadOptions, Source, parse_pairs, sentence_group
 from ppa_fast.data.dropped import DROPPED, Samples, format_table
 from ppa_fast.data.duplicates import SeenPairs, UniqueSource
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
@@ -126,6 +126,7 @@ def prepare(
     workers: int | None = None,
     max_rejected: float = 0.05,
     append: bool = False,
+    options: ReadOptions = AS_NAMED,
     multi: Sequence[Sequence[str]] = (),
     pivots: Sequence[str] = (),
     filters: Filters | None = None,
@@ -137,13 +138,14 @@ def prepare(
     and of kills: called again with the same arguments, it goes on from the last shard.
 
     Args:
-        pairs: ``en-de:train.en,train.de`` or ``en-fr:corpus.tsv``, ``.gz`` as it is; several of one language pair too.
+        pairs: what :func:`parse_pairs` reads; several of one language pair too.
         tokenizer: Hugging Face name or folder of a fast tokenizer.
         out: the store, a new or empty folder or what a killed prepare left; with ``append`` a finished store.
         max_tokens: longer sentences are truncated to it, special tokens not counted.
         workers: encoding processes, by default one for each CPU at hand.
         max_rejected: the largest share of records, 0 to 1, that may be unusable; judged at the end.
         append: adds rows behind those of a finished store, which stays whole until all of them are there.
+        options: the format and columns of the files of ``pairs``, where their names do not say it.
         multi: sets of row-parallel files, ``["en:train.en", "de:train.de", "fr:train.fr"]`` each.
         pivots: languages of ``multi`` that are paired with all others (default: English).
         filters: which pairs are dropped (default: none).
@@ -167,7 +169,7 @@ def prepare(
     if pivots and not multi:
         raise UserError(f"--pivots {' '.join(pivots)}: expected --multi, whose languages they are")
     filters, seen = filters or Filters(), SeenPairs(out)
-    sources: list[Source] = [parse_pairs(spec) for spec in pairs]
+    sources: list[Source] = [parse_pairs(spec, options) for spec in pairs]
     if deduplicate:
         sources = [UniqueSource(source, seen, filters) for source in sources]
     sources += [UniqueSource(source, seen, filters) for specs in multi for source in parse_multi(specs, pivots)]
@@ -191,6 +193,7 @@ def prepare(
         "max_tokens": max_tokens,
         "multi": [list(specs) for specs in multi],
         "pivots": list(pivots),
+        "options": repr(options),
         "filters": repr(filters),
         "deduplicate": deduplicate,
     }

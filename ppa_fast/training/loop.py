@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ppa_fast.data.batch import Batches, PairBatch, micro_batches
 from ppa_fast.data.pack import packer_for
-from ppa_fast.data.sampler import Sampler
 from ppa_fast.errors import UserError
 from ppa_fast.files import remove_folder, write_text, writing
 from ppa_fast.model.alignment import AlignmentModel
@@ -41,7 +40,7 @@ from ppa_fast.training.feed import Feed
 from ppa_fast.training.figures import Figures, LateSums, Rates
 from ppa_fast.training.metrics import JsonLines
 from ppa_fast.training.optimizer import optimizer_for
-from ppa_fast.training.plan import NOT_FINITE, Plan, make_plan, say
+from ppa_fast.training.plan import NOT_FINITE, Plan, make_plan, sampling_table, say
 from ppa_fast.training.watch import watched
 from ppa_fast.training.zero import ZeroMasters
 
@@ -65,6 +64,7 @@ def train(settings: Settings) -> dict[str, Any]:
     with ExitStack() as ends, watched():
         plan = make_plan(settings, distributed.world_size())
         if distributed.rank() == 0:
+            say(sampling_table(plan.stores.counts, plan.draws))
             for warning in plan.warnings:
                 say(f"warning: {warning}")
         device = distributed.start()
@@ -125,7 +125,7 @@ class Trainer:
             self.masters.anchor(initial, settings.anchor)
         self.momentum = MomentumEncoder(self.whole_model, self.masters) if settings.moco else None
 
-        self.sampler = Sampler(len(plan.stores), config.batch, settings.seed)
+        self.sampler = plan.sampler
         self.draws: dict[str, Any] = {
             "seed": settings.seed,
             "mask_probability": settings.mask_probability if settings.tlm else 0.0,
@@ -331,18 +331,18 @@ class Trainer:
             self.momentum.refresh()
 
     def _fill_queue(self) -> None:
-        """Fills the queue before the first step with the key sides of the last min(K, pairs) pairs of epoch 0's order,
-        or with random unit vectors."""
+        """Fills the queue before the first step with the key sides of the last min(K, draws) draws of epoch 0, or with
+        random unit vectors."""
         assert self.momentum is not None
-        settings, pairs = self.settings, self.sampler.pairs
-        count = min(settings.queue_size, pairs)
+        settings, draws = self.settings, self.sampler.per_epoch
+        count = min(settings.queue_size, draws)
         if settings.queue_warmup == "random":
             generator = torch.Generator().manual_seed(torch_seed(settings.seed, 0, 1))
             vectors = torch.randn(settings.queue_size, settings.projection_dim, generator=generator)
             vectors = torch.nn.functional.normalize(vectors, dim=1).to(self.device)
             groups = torch.full((settings.queue_size,), NO_GROUP, dtype=torch.int64, device=self.device)
             return self.queue.fill(vectors, groups)
-        rows, epochs = self.sampler.at(np.arange(pairs - count, pairs, dtype=np.int64))
+        rows, epochs = self.sampler.at(np.arange(draws - count, draws, dtype=np.int64))
         parts = -(-count // WARMUP_CHUNK)
         mine = []
         with Progress("fill the queue", count, "keys", enabled=self.rank == 0) as bar:
@@ -367,7 +367,8 @@ class Trainer:
             self.run.mkdir(parents=True, exist_ok=True)
         pairs = self.plan.stores.counts
         languages = sorted({code for name in pairs for code in name.split("-")})
-        read = {"paths": self.settings.data, "pairs": pairs, "languages": languages, "batch": self.plan.config.batch}
+        read: dict[str, Any] = {"paths": self.settings.data, "pairs": pairs, "draws": self.plan.draws}
+        read |= {"languages": languages, "batch": self.plan.config.batch}
         read |= {"max_tokens": self.plan.stores.max_tokens, "fingerprint": self.plan.stores.fingerprint}
         write_yaml(self.settings, self.run / "settings.yaml", read)
         begins = self.plan.resume_from is None

@@ -8,10 +8,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ppa_fast.data.corpus import PairSource, read_eval_pairs
 from ppa_fast.data.encode import load_tokenizer, tokenizer_fingerprint
+from ppa_fast.data.sampler import BalancedSampler, Sampler, quotas
 from ppa_fast.data.stores import Stores
 from ppa_fast.errors import UserError
 from ppa_fast.model.encoder import load_config, max_sequence
@@ -32,11 +34,17 @@ QUEUE_SHARE = 0.05  # of the pairs: a larger queue holds many of the query's own
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start. ``resume_from``: the checkpoint folder to go on from; ``warnings``: said once."""
+    """A run that can start.
+
+    ``draws``: how often each language pair is drawn in an epoch. ``resume_from``: the checkpoint folder to go on from;
+    ``warnings``: said once.
+    """
 
     settings: Settings
     config: DeepSpeedConfig
     stores: Stores
+    sampler: Sampler
+    draws: dict[str, int]
     tokenizer: PreTrainedTokenizerBase
     eval_pairs: list[tuple[PairSource, list[str], list[str]]]
     steps: int
@@ -62,11 +70,33 @@ def make_plan(settings: Settings, world_size: int) -> Plan:
     tokenizer = load_tokenizer(settings.model)
     _check_model(settings, stores, tokenizer, model_config)
     warnings = _check_queue(settings, config.batch, len(stores))
+    sampler, draws = _plan_order(settings, stores, config.batch)
     epochs = settings.epochs if settings.epochs is not None else 1.0
-    steps = settings.steps if settings.steps is not None else math.ceil(epochs * len(stores) / config.batch)
+    steps = settings.steps if settings.steps is not None else math.ceil(epochs * sampler.per_epoch / config.batch)
     if resume_from is not None:
         warnings += _check_resume(settings, config, stores, steps, resume_from)
-    return Plan(settings, config, stores, tokenizer, evaluations, steps, resume_from, warnings)
+    return Plan(settings, config, stores, sampler, draws, tokenizer, evaluations, steps, resume_from, warnings)
+
+
+def _plan_order(settings: Settings, stores: Stores, batch: int) -> tuple[Sampler, dict[str, int]]:
+    """The order of the pairs, and how often each language pair is drawn in an epoch: where that is as often as it has
+    pairs, all of them are shuffled as one."""
+    counts = np.array(list(stores.counts.values()), np.int64)
+    wanted = quotas(counts, settings.sampling_alpha, settings.sampling_cap, settings.max_upsampling)
+    draws = dict(zip(stores.language_pairs, wanted.tolist(), strict=True))
+    if np.array_equal(wanted, counts):
+        return Sampler(len(stores), batch, settings.seed), draws
+    return BalancedSampler(stores.segments, wanted, batch, settings.seed), draws
+
+
+def sampling_table(counts: dict[str, int], draws: dict[str, int]) -> str:
+    """The expected share of each language pair, for people."""
+    width = max(13, *map(len, counts))
+    lines = [f"{'language pair':{width}}  {'pairs':>13}  {'draws an epoch':>14}  {'share':>7}  draws of a pair"]
+    for name, count in counts.items():
+        share, often = draws[name] / sum(draws.values()), draws[name] / max(1, count)
+        lines.append(f"{name:{width}}  {count:>13,}  {draws[name]:>14,}  {share:>7.2%}  {often:>15.2f}")
+    return "\n".join(lines)
 
 
 def _read_evaluations(specs: list[str]) -> list[tuple[PairSource, list[str], list[str]]]:
@@ -77,7 +107,7 @@ def _read_evaluations(specs: list[str]) -> list[tuple[PairSource, list[str], lis
             raise UserError(f"eval_pairs: {source.name} is given twice; expected each language pair once")
         names.add(source.name)
         if len(texts) < 2:  # uniformity is over pairs of sentences
-            raise UserError(f"eval_pairs: {source.name}: found {len(texts)} sentence in {source.path_a}, expected 2")
+            raise UserError(f"eval_pairs: {source.name}: found {len(texts)} sentence in {source.paths[0]}, expected 2")
     return evaluations
 
 
@@ -161,7 +191,7 @@ def _check_resume(settings: Settings, config: DeepSpeedConfig, stores: Stores, s
             "their order; expected the same, or another output"
         )
     now = dataclasses.asdict(settings)
-    for name, then in state["settings"].items():
+    for name, then in {**dataclasses.asdict(Settings()), **state["settings"]}.items():
         if name not in FREE and now.get(name) != then:
             raise UserError(
                 f"{name}: found {now.get(name)!r}, but the run in {settings.output} was trained with {then!r}; "
