@@ -138,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
         "ppa-fast tokenizer --files train.en train.de --vocab-size 16000 --out tokenizer",
         _tokenizer,
     )
-    p.add_argument("--files", required=True, nargs="+", metavar="FILE", help="UTF-8 text, .gz too")
+    p.add_argument("--files", required=True, nargs="+", metavar="FILE", help="UTF-8 text; .gz .bz2 .xz .zst too")
     p.add_argument("--out", required=True, help="new folder")
     p.add_argument("--vocab-size", type=int, default=8000, metavar="N", help="(default 8000)")
     p.add_argument("--lowercase", action="store_true", help="uncased: lower-case and strip accents")
@@ -167,7 +167,9 @@ def build_parser() -> argparse.ArgumentParser:
         _pretrain,
     )
     p.add_argument("--model", required=True, help="name or folder, such as ppa-fast init makes")
-    p.add_argument("--files", required=True, nargs="+", action="extend", metavar="FILE", help="UTF-8 text, .gz too")
+    p.add_argument(
+        "--files", required=True, nargs="+", action="extend", metavar="FILE", help="UTF-8 text; .gz .bz2 .xz .zst too"
+    )
     p.add_argument("--out", required=True, help="new folder; the same command goes on after a kill")
     p.add_argument("--steps", type=int, metavar="N", help="length of the run; give this or --epochs")
     p.add_argument("--epochs", type=float, metavar="X", help="(default 1 where --steps is not given)")

@@ -57,6 +57,14 @@ class UniqueSource:
     def paths(self) -> list[Path]:
         return self.source.paths
 
+    @property
+    def bytes_total(self) -> int | None:
+        return self.source.bytes_total
+
+    @property
+    def bytes_read(self) -> int:
+        return self.source.bytes_read
+
     def read(self) -> Iterator[Item]:
         """As the source's own."""
         a, b = map(standard_code, (self.a, self.b))

@@ -51,6 +51,7 @@ CHUNK_RECORDS = 4_096
 CHUNK_CHARACTERS = 500_000
 ROWS_PER_SHARD = 1 << 20  # what a kill can cost: a minute on two cores
 
+KILO = 1_000
 WARN_FROM = 10_000  # records; fewer say little about the share that is rejected
 
 
@@ -188,7 +189,7 @@ def prepare(
     arguments = {
         "package_version": __version__,
         "pairs": list(pairs),
-        "files": [[path.stat().st_size, path.stat().st_mtime_ns] for source in sources for path in source.paths],
+        "files": [_stamp(path) for source in sources for path in source.paths],
         "tokenizer": fingerprint,
         "max_tokens": max_tokens,
         "multi": [list(specs) for specs in multi],
@@ -200,11 +201,12 @@ def prepare(
     journal = _journal(out, arguments, base, sources)
     counts, names = journal.counts, list(journal.counts["language_pairs"])
     mine, samples = counts["sources"][-len(sources) :], Samples(journal.dropped)
+    sizes = [source.bytes_total for source in sources]
     begin, warned = time.monotonic(), False
     with (
         StoreWriter(out, keep=journal.shards) as writer,
         _rejected_file(out / REJECTED, journal.rejected_bytes) as rejected,
-        Progress("encoding", None, "records", initial=_total(mine, "records")) as progress,
+        Progress("encoding", None if None in sizes else sum(filter(None, sizes)) // KILO, "kB") as progress,
         Workers(_Encode(TextEncoder(loaded, max_tokens), filters), workers) as pool,
     ):
         if base and journal.shards == base["shards"] and writer.fingerprint != base["fingerprint"]:
@@ -227,7 +229,8 @@ def prepare(
             for drop in part.drops:
                 samples.add(mine[part.number]["pair"], drop)
             _count(part, counts, mine[part.number])
-            progress.update(part.records)
+            read = sum(source.bytes_read for source in sources) // KILO
+            progress.update(read - progress.done, f"{_total(mine, 'records'):,} records")
             if not warned and _total(mine, "records") >= WARN_FROM and _too_many(mine, max_rejected):
                 print(f"warning: {_too_many(mine, max_rejected)}; see {out / REJECTED}", file=sys.stderr)
                 warned = True
@@ -250,6 +253,11 @@ def prepare(
     (out / JOURNAL).unlink()
     _report(manifest, out, manifest["pairs"] - before, time.monotonic() - begin)
     return manifest
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """What changes with a file; None for the name of a data set."""
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
 
 
 def _journal(out: Path, arguments: dict[str, Any], base: dict[str, Any] | None, sources: Sequence[Source]) -> Journal:
