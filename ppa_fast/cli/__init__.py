@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Sequence
 
 from ppa_fast import __version__
-from ppa_fast.cli import data, evaluate, finetune, machine, models, results
-from ppa_fast.cli.status import guarded
+from ppa_fast.cli import data, evaluate, finetune, machine, models, results, train
+from ppa_fast.cli.status import EXIT_STATUSES, run
 from ppa_fast.cli.train import main_train
+from ppa_fast.cli.verb import Parser, parse
 
 __all__ = ["build_parser", "main", "main_train"]
 
+FIRST_RUN = """a first run:
+  ppa-fast prepare --pairs en-de:train.en,train.de --tokenizer bert-base-multilingual-cased --out store
+  ppa-fast train --model bert-base-multilingual-cased --data store --output runs/mbert
+  ppa-fast export runs/mbert --out aligned-mbert"""
 
-def build_parser() -> argparse.ArgumentParser:
+
+def build_parser() -> Parser:
     """The parser of ``ppa-fast``."""
-    parser = argparse.ArgumentParser(
-        prog="ppa-fast", description="Align multilingual encoders with parallel text. Training: see ppa_fast/train.py."
+    parser = Parser(
+        prog="ppa-fast",
+        description="Align multilingual encoders with parallel text.",
+        epilog=f"{FIRST_RUN}\n\n{EXIT_STATUSES}",
     )
     parser.add_argument("--version", action="version", version=f"ppa-fast {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for family in (data, models, evaluate, finetune, results, machine):
+    parser.set_defaults(work=lambda arguments: parser.print_help())  # no verb: what there is
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    for family in (data, models, train, evaluate, finetune, results, machine):
         family.add_verbs(verbs)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of the ``ppa-fast`` command; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
-    return guarded(lambda: arguments.work(arguments), rank=int(os.environ.get("RANK", "0")))
+    arguments = parse(build_parser(), argv)
+    return run(arguments.work, arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,7 +168,3 @@ def _check_resume(settings: Settings, config: DeepSpeedConfig, store: Store, ste
     if state["steps"] != steps:
         return [f"the run was planned for {state['steps']} steps, now for {steps}: the schedule now ends there"]
     return []
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
