@@ -34,6 +34,7 @@ def report() -> list[tuple[str, str]]:
         ("operations on cuda", _operations("cuda")),
         ("CUDA library", _cuda_library()),
         ("packer", f"NumPy: {pack.WHY_NOT_NATIVE}" if pack.WHY_NOT_NATIVE else "native"),
+        ("next", _next()),
     ]
 
 
@@ -73,6 +74,19 @@ def _cuda_library() -> str:
         return built
     stream = "found" if ctypes.CDLL(str(path)).ppa_finds_torch_stream() else "not found: this torch has no CUDA"
     return f"{path.name} for {built}; torch's CUDA stream {stream}"
+
+
+def _next() -> str:
+    """What to do: towards the native operations on every device that is here, then towards a first run."""
+    if os.environ.get("PPA_FAST_BACKEND") == "reference":
+        return "unset PPA_FAST_BACKEND, which forces the PyTorch reference"
+    cuda = torch.cuda.is_available() and library.why_not_native("cuda")
+    if not cuda and not library.why_not_native("cpu") and not pack.WHY_NOT_NATIVE:
+        return "all is there: make demo, or ppa-fast --help"
+    needed = [os.environ.get("CXX", "g++")] + ["nvcc"] * bool(cuda)
+    missing = [program for program in needed if shutil.which(program) is None]
+    install = f"install {' and '.join(missing)} and put them on the PATH, then " if missing else ""
+    return f"{install}python setup.py build_ext --inplace"
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, plain lines in a log."""
+"""Progress of long work: a bar with rate and ETA on a terminal, plain lines in a log; notes. ``--quiet`` stops both."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -9,6 +10,22 @@ from types import TracebackType
 from tqdm import tqdm
 
 LINE_EVERY_SECONDS = 10.0
+QUIET = "PPA_FAST_QUIET"  # as --quiet, in this process and in those that it starts
+
+
+def quiet() -> bool:
+    """Whether ``--quiet`` was given."""
+    return os.environ.get(QUIET, "0") != "0"
+
+
+def note(message: str) -> None:
+    """Says on stderr what is worth knowing, but is neither a result nor an error."""
+    if quiet():
+        return
+    if sys.stderr.isatty():
+        tqdm.write(message, file=sys.stderr)  # above a bar that is there, not into it
+    else:
+        print(message, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -21,11 +38,11 @@ class Progress:
     def __init__(self, what: str, total: int | None, unit: str, initial: int = 0, enabled: bool = True) -> None:
         self.what, self.total, self.unit, self.initial = what, total, unit, initial
         self.done = initial
-        self.enabled = enabled
+        self.enabled = enabled and not quiet()
         self._start = self._last = time.monotonic()
         self._note = ""
         self._bar = None
-        if enabled and sys.stderr.isatty():
+        if self.enabled and sys.stderr.isatty():
             self._bar = tqdm(total=total, desc=what, unit=f" {unit}", initial=initial, dynamic_ncols=True)
 
     def update(self, n: int = 1, note: str = "") -> None:

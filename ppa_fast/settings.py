@@ -198,6 +198,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*flags, **options)
 
 
+def to_flags(arguments: argparse.Namespace) -> list[str]:
+    """The command line that gives the settings among ``arguments`` again."""
+    flags = [f"--settings={arguments.settings}"] if arguments.settings else []
+    for name in _TYPES:
+        flag, value = f"--{name.replace('_', '-')}", getattr(arguments, name)
+        if isinstance(value, bool):
+            flags.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            flags += [flag, *value]
+        elif value is not None:
+            flags.append(f"{flag}={value}")
+    return flags
+
+
 def from_arguments(arguments: argparse.Namespace) -> Settings:
     """Defaults, then the YAML file, then the flags that were given."""
     values = read_yaml(arguments.settings) if arguments.settings else {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,11 +15,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import ppa_fast
-from ppa_fast import cli
+from ppa_fast import cli, progress
 from ppa_fast.data.corpus import ReadOptions
 from ppa_fast.data.filters import Filters
+from ppa_fast.errors import UserError
+from ppa_fast.progress import note
 from tests.conftest import write_config
 
 VERBS = [
@@ -26,6 +31,7 @@ VERBS = [
     ["init"],
     ["pretrain"],
     ["prepare"],
+    ["train"],
     ["evaluate"],
     ["evaluate", "retrieval"],
     ["evaluate", "qa"],
@@ -40,6 +46,7 @@ VERBS = [
     ["export"],
     ["ablate"],
     ["doctor"],
+    ["completion"],
 ]
 PACKAGE = Path(ppa_fast.__file__).parent
 
@@ -66,18 +73,33 @@ def test_help(verb, capsys):
     assert stopped([*verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: ppa-fast")
-    if verb not in ([], ["evaluate"], ["finetune"]):
-        assert f"example:\n  ppa-fast {' '.join(verb)}" in text
+    if verb:
+        assert re.search(rf"\nexamples?:\n  ppa-fast {' '.join(verb)}", text)
+        assert "--quiet" in text
+        assert "--debug" in text
+
+
+def test_every_verb_is_tested_here():
+    def leaves(parser, path):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, verb in action.choices.items():
+                    yield [*path, name]
+                    yield from leaves(verb, [*path, name])
+
+    assert sorted(leaves(cli.build_parser(), [])) == sorted(VERBS)
 
 
 def test_examples_parse(capsys):
     """The examples in a verb's help are command lines of that verb."""
-    for verb in VERBS:
+    for verb in ([], *VERBS):
         stopped([*verb, "--help"])
-        _, _, examples = capsys.readouterr().out.partition("example:\n")
-        for example in examples.splitlines():
-            arguments = cli.build_parser().parse_args(example.split()[1:])
-            assert callable(arguments.work)
+        *_, examples = re.split(r"\n(?:examples?|a first run):\n", capsys.readouterr().out)
+        for example in examples.partition("\n\n")[0].splitlines():
+            words = shlex.split(example.partition(" > ")[0])
+            assert words[0] == "ppa-fast"
+            assert words[1 : 1 + len(verb)] == verb
+            assert callable(cli.build_parser().parse_args(words[1:]).work)
 
 
 def test_version_is_in_one_place(capsys):
@@ -91,7 +113,6 @@ def test_version_is_in_one_place(capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["align"],
         ["evaluate"],
         ["evaluate", "xnli"],
@@ -108,7 +129,31 @@ def test_version_is_in_one_place(capsys):
 )
 def test_a_wrong_command_line(arguments, capsys):
     assert stopped(arguments) == 2
-    assert "error: " in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"error: .* \(see ppa-fast.* --help\)", line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("trian --model m", "argument VERB: found 'trian' (did you mean train?), expected one of sample, tokenizer"),
+        ("evaluate retreival", "found 'retreival' (did you mean retrieval?)"),
+        ("train --modle m", "unknown flag --modle (did you mean --model?) (see ppa-fast train --help)"),
+        ("prepare --tokeniser=t", "unknown flag --tokeniser (did you mean --tokenizer?)"),
+        ("init --family robert", "found 'robert' (did you mean bert?), expected one of bert, xlm-roberta"),
+        ("export run --zzz 1 --out o", "error: unknown flag --zzz (see ppa-fast export --help)"),
+    ],
+)
+def test_the_nearest_word_is_suggested(arguments, message, capsys):
+    assert stopped(arguments.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_verb_there_is_the_overview(capsys):
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    for line in ("a first run:", "  ppa-fast train ", "exit status:", "    prepare "):
+        assert line in text
 
 
 @pytest.fixture
@@ -284,6 +329,160 @@ def test_train_calls_the_packages_function(monkeypatch):
     (settings,) = calls
     assert (settings.deepspeed_config, settings.model, settings.data, settings.output) == ("ds.json", "m", ["d"], "o")
     assert (settings.epochs, settings.steps) == (2.0, None)
+
+
+# How a command ends.
+
+
+def failing(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.fixture
+def doctor(monkeypatch, tmp_path):
+    """Gives ``ppa-fast doctor`` other work to do."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("RANK", raising=False)
+    return lambda work: monkeypatch.setattr("ppa_fast.doctor.main", work)
+
+
+def test_an_internal_error_is_one_line_and_its_traceback_is_kept(doctor, capsys, tmp_path):
+    doctor(failing(KeyError("tokens")))
+    assert cli.main(["doctor"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    (file,) = tmp_path.iterdir()
+    assert line == f"internal error: KeyError: 'tokens'; its traceback is in {file}, or run again with --debug"
+    assert file.read_text().splitlines()[0] == "Traceback (most recent call last):"
+    assert "in work" in file.read_text()
+
+
+@pytest.mark.parametrize("arguments", [["doctor", "--debug"], ["--debug", "doctor"]], ids=" ".join)
+@pytest.mark.parametrize(("error", "status"), [(KeyError("tokens"), 1), (UserError("--out: bad"), 2)])
+def test_debug_shows_the_traceback(doctor, capsys, tmp_path, arguments, error, status):
+    doctor(failing(error))
+    assert cli.main(arguments) == status
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert last in ("internal error: KeyError: 'tokens'; its traceback is above", "error: --out: bad")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("1 TiB"), 1, "error: no memory left (1 TiB): smaller batches need less, see --help"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "error: no memory left (CUDA out of memory.): "),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: no memory left (DefaultCPUAllocator"),
+        (PermissionError(13, "Permission denied", "store"), 2, "error: store: Permission denied"),
+        (UserError("--out: bad"), 2, "error: --out: bad"),
+    ],
+)
+def test_each_error_has_its_status_and_line(doctor, capsys, tmp_path, error, status, message):
+    doctor(failing(error))
+    assert cli.main(["doctor"]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["doctor", "--quiet"], ["--quiet", "doctor"], ["doctor"]], ids=" ".join)
+def test_quiet_leaves_results_and_errors(doctor, capsys, arguments):
+    def work():
+        note("worth knowing")
+        print("the result")
+        raise UserError("--out: bad")
+
+    doctor(work)
+    assert cli.main(arguments) == 2
+    notes = [] if "--quiet" in arguments else ["worth knowing"]
+    out, err = capsys.readouterr()
+    assert (out, err.splitlines()) == ("the result\n", [*notes, "error: --out: bad"])
+    assert progress.QUIET not in os.environ
+
+
+SCRIPT = """
+import argparse, os, signal, sys
+from ppa_fast.cli.status import run
+def work(arguments):
+    try:
+        print("ready", flush=True)
+        {work}
+    finally:
+        print("undone", file=sys.stderr)
+sys.exit(run(work, argparse.Namespace(quiet=False, debug=False)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "errors"),
+    [(signal.SIGINT, 130, ["undone", "interrupted"]), (signal.SIGTERM, 143, ["undone"])],
+)
+def test_a_signal_undoes_what_is_under_way(number, status, errors):
+    command = [sys.executable, "-c", SCRIPT.format(work="signal.pause()")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()) == (status, errors)
+
+
+def test_a_reader_who_has_enough_is_no_error():
+    command = [sys.executable, "-c", SCRIPT.format(work="print('x\\n' * 1_000_000)")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == "undone\n"
+    assert process.returncode == 0
+
+
+def test_another_broken_pipe_is_an_error():
+    """A worker that is gone, say: the command has not done its work."""
+    work = "r, w = os.pipe(); os.close(r); os.write(w, b'x')"
+    command = [sys.executable, "-c", SCRIPT.format(work=work)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "internal error: BrokenPipeError" in done.stderr
+
+
+# Completion.
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+def test_bash_completes_verbs_flags_choices_and_files(tmp_path, capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "stored.tsv").touch()
+    lines = {
+        "ppa-fast tok": {"tokenizer"},
+        "ppa-fast evaluate re": {"retrieval"},
+        "ppa-fast train --data sto": {"store", "stored.tsv"},
+        "ppa-fast export sto": {"store", "stored.tsv"},
+        "ppa-fast train --deepspeed-c": {"--deepspeed-config"},
+        "ppa-fast init --family x": {"xlm-roberta"},
+        "ppa-fast completion z": {"zsh"},
+    }
+    asked = "source ./script\n"
+    for line in lines:
+        words = line.split()
+        asked += f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; COMPREPLY=()\n"
+        asked += f'_shtab_ppa_fast ppa-fast {words[-1]} {words[-2]}; echo "${{COMPREPLY[*]}}"\n'
+    done = subprocess.run(["bash", "--norc"], input=asked, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert [set(line.split()) for line in done.stdout.splitlines()] == list(lines.values())
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_other_shells_have_a_script_too(shell, capsys):
+    assert cli.main(["completion", shell]) == 0
+    assert "retrieval" in capsys.readouterr().out
 
 
 # Training's own entry.

@@ -21,6 +21,7 @@ from ppa_fast.ablation.report import collect, format_table
 from ppa_fast.ablation.stages import Stage, seed_stages
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
+from ppa_fast.progress import note
 from ppa_fast.training.checkpoint import Checkpoints, read_state
 
 JOURNAL = "stages.json"
@@ -75,7 +76,7 @@ def _sigterm_as_exit() -> Iterator[None]:
 
 def _run(stage: Stage, lock: int) -> None:
     """Runs a stage's command to its end; raises UserError where that is not a success."""
-    print(f"\n$ {stage.command}", flush=True)
+    note(f"$ {stage.command}")
     if stage.out.is_dir() and not stage.resumes:
         shutil.rmtree(stage.out)
     stage.out.parent.mkdir(parents=True, exist_ok=True)
@@ -109,11 +110,11 @@ def run_stages(stages: Iterable[Stage], out: Path) -> None:
         journal = Journal(out)
         todo = [stage for stage in stages if not journal.has(stage)]
         for number, stage in enumerate(todo, 1):
-            print(f"\n[{number} of {len(todo)}] {stage.name}", end="")
+            note(f"\n[{number} of {len(todo)}] {stage.name}")
             begin = time.monotonic()
             _run(stage, lock)
             journal.add(stage, time.monotonic() - begin)
-            print(f"{stage.name}: {journal.done[stage.name]['seconds']:,} s", flush=True)
+            note(f"{stage.name}: {journal.done[stage.name]['seconds']:,} s")
 
 
 def write_report(plan: Plan, out: Path) -> str:

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from ppa_fast.cli.verb import PAIRS_HELP, Verbs, add_verb
+from ppa_fast.cli.verb import PAIRS_HELP, Verbs, add_family, add_verb
 
 GOLD_HELP = "a file, or a file for each language (en:FILE de:FILE); .gz too"
 
@@ -75,8 +75,11 @@ def _gold(parser: argparse.ArgumentParser, gold: str, predictions: str, model: s
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Adds ``evaluate`` and its tasks."""
-    tasks = verbs.add_parser("evaluate", help="score an encoder or a file of predictions").add_subparsers(
-        title="tasks", metavar="TASK", required=True
+    tasks = add_family(
+        verbs,
+        "evaluate",
+        "score an encoder or a file of predictions",
+        "ppa-fast evaluate retrieval --model aligned-mbert --pairs en-de:test.en,test.de",
     )
     shares = "accuracy and macro_f1, shares between 0 and 1"
 
@@ -151,7 +154,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "align",
         "alignment error rate, precision and recall of word links, of a file or of an encoder",
         "ppa-fast evaluate align --gold test.gold --one-indexed --links test.links --json scores.json\n"
-        "  ppa-fast evaluate align --gold test.gold --model DIR --pairs test.de,test.en --json scores.json",
+        "ppa-fast evaluate align --gold test.gold --model DIR --pairs test.de,test.en --json scores.json",
         _align,
     )
     p.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ppa_fast.cli.verb import Verbs, add_verb
+from ppa_fast.cli.verb import Verbs, add_family, add_verb
 
 FORMS = {
     "nli": "XNLI's and MultiNLI's TSV or JSON lines",
@@ -18,7 +18,8 @@ def _finetune(arguments: argparse.Namespace) -> None:
     from ppa_fast.finetune.table import format_table
     from ppa_fast.finetune.task import first_rank
 
-    options = {name: value for name, value in vars(arguments).items() if name not in ("work", "local_rank")}
+    command = ("work", "local_rank", "quiet", "debug")
+    options = {name: value for name, value in vars(arguments).items() if name not in command}
     result = finetune(**options)
     if first_rank():
         print(format_table(result, TASKS[arguments.task].scale))
@@ -26,8 +27,11 @@ def _finetune(arguments: argparse.Namespace) -> None:
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Adds ``finetune`` and its tasks."""
-    tasks = verbs.add_parser("finetune", help="fine-tune an encoder on a task, switching languages").add_subparsers(
-        title="tasks", metavar="TASK", required=True
+    tasks = add_family(
+        verbs,
+        "finetune",
+        "fine-tune an encoder on a task, switching languages",
+        "ppa-fast finetune nli --model aligned-mbert --train en:train.tsv --test de:test.de.tsv --out runs/nli",
     )
     texts = {
         "nli": ("natural language inference", "128, 2e-05, 5"),

@@ -8,21 +8,22 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer
 
-from ppa_fast.data.lines import text_lines
+from ppa_fast.data.lines import count_lines, text_lines
 from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder
-from ppa_fast.progress import Progress
+from ppa_fast.progress import Progress, note
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def _lines(paths: Sequence[Path]) -> Iterator[str]:
-    with Progress("tokenizer", None, "lines") as bar:
+    with Progress("reading", sum(map(count_lines, paths)), "lines") as bar:
         for path in paths:
             for _, text in text_lines(path):
                 bar.update()
                 if text:
                     yield text
+    note(f"{bar.done:,} lines read, choosing the vocabulary")
 
 
 def train_wordpiece(

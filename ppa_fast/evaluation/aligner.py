@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppa_fast.evaluation.embedder import Embedder
+from ppa_fast.progress import Progress
 
 if TYPE_CHECKING:
     from ppa_fast.evaluation.word_alignment import Link
@@ -53,15 +54,17 @@ def align(
     """
     links: set[Link] = set()
     truncated = 0
-    for start in range(0, len(pairs), CHUNK):
-        chunk = pairs[start : start + CHUNK]
-        sides = [sentence for pair in chunk for sentence in pair]
-        embedded, longer = embedder.words(sides, f"encoding pairs {start + 1:,} to {start + len(chunk):,}")
-        truncated += len({row // 2 for row in longer})
-        for sentence, ((a, words_a), (b, words_b)) in enumerate(zip(embedded[::2], embedded[1::2], strict=True), start):
-            if len(a) and len(b):
-                linked = mutual_argmax(a, b) if threshold is None else softmax_intersection(a, b, threshold)
-                source, target = linked.nonzero().unbind(1)
-                found = zip(words_a[source].tolist(), words_b[target].tolist(), strict=True)
-                links.update((sentence, i, j) for i, j in found)
+    with Progress("aligning", len(pairs), "pairs") as bar:
+        for start in range(0, len(pairs), CHUNK):
+            sides = [sentence for pair in pairs[start : start + CHUNK] for sentence in pair]
+            embedded, longer = embedder.words(sides)
+            truncated += len({row // 2 for row in longer})
+            both = zip(embedded[::2], embedded[1::2], strict=True)
+            for sentence, ((a, words_a), (b, words_b)) in enumerate(both, start):
+                if len(a) and len(b):
+                    linked = mutual_argmax(a, b) if threshold is None else softmax_intersection(a, b, threshold)
+                    source, target = linked.nonzero().unbind(1)
+                    found = zip(words_a[source].tolist(), words_b[target].tolist(), strict=True)
+                    links.update((sentence, i, j) for i, j in found)
+                bar.update()
     return links, truncated

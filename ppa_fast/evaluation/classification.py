@@ -6,7 +6,6 @@ by accuracy and macro-F1.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from ppa_fast.data.examples import (
 from ppa_fast.data.lines import Reject, text_lines
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation.by_language import NO_LANGUAGE, check_same, format_scores, means, named_files
+from ppa_fast.progress import note
 
 METRICS = ("accuracy", "macro_f1")
 
@@ -76,7 +76,7 @@ def _read_gold(name: str, path: Path, read: Reader) -> tuple[Examples, int]:
     if bad := [reject for reject in rejected if reject.reason != NO_GOLD_LABEL]:
         raise UserError(f"{bad[0]} ({len(bad):,} such; an evaluation set must have no bad row)")
     if rejected:
-        print(f"{path}: {len(rejected):,} rows without a gold label are not scored", file=sys.stderr)
+        note(f"{path}: {len(rejected):,} rows without a gold label are not scored")
     count = len(examples) + len(rejected)
     if name != NO_LANGUAGE:
         examples = rows_of(examples, name)
@@ -108,7 +108,7 @@ def _read_predicted(path: Path, gold: Examples, count: int, labels: Sequence[str
             raise UserError(f"{path}:{place + 1}: label {label!r}, expected one of {', '.join(labels)}")
         predicted.append(label)
     if unknown := {*predicted} - {example.label for example in gold}:
-        print(f"{path}: labels that no gold row has: {', '.join(sorted(unknown))}", file=sys.stderr)
+        note(f"{path}: labels that no gold row has: {', '.join(sorted(unknown))}")
     return predicted
 
 

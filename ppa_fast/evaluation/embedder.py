@@ -95,7 +95,7 @@ class Embedder:
         ]
         return sentence_vectors(self.encoder, rows, self.special, pooling, self.layer, progress=progress)
 
-    def words(self, sentences: Sequence[Sequence[str]], progress: str) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
+    def words(self, sentences: Sequence[Sequence[str]]) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
         """For each sentence its subwords' vectors fp32 [S, H] and the numbers of the words they are of, int64 [S]; CPU.
 
         Words are tokenised one by one; a word may have no subword. A sentence is read up to the model's limit; which
@@ -111,5 +111,5 @@ class Embedder:
             words.append(torch.repeat_interleave(torch.tensor([len(part) for part in parts])))
         longer = [number for number, row in enumerate(rows) if len(row) > self.max_tokens]
         rows, words = [row[: self.max_tokens] for row in rows], [word[: self.max_tokens] for word in words]
-        vectors = token_vectors(self.encoder, rows, self.special, self.layer, progress=progress)
+        vectors = token_vectors(self.encoder, rows, self.special, self.layer)
         return list(zip(vectors, words, strict=True)), longer

@@ -6,7 +6,6 @@ set and applied to another.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +17,7 @@ from ppa_fast.data.examples import output_file
 from ppa_fast.data.lines import text_lines
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
+from ppa_fast.progress import note
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -218,10 +218,7 @@ def evaluate_mining(
     if gold is not None and predictions is not None:
         wanted, found = read_gold(gold), read_pairs(predictions)
         if not {a for a, _ in found} & {a for a, _ in wanted}:
-            print(
-                f"{predictions}: no pair begins with an id that a pair in {gold} begins with; expected the same order",
-                file=sys.stderr,
-            )
+            note(f"{predictions}: no pair begins with an id that a pair in {gold} begins with; expected the same order")
         return {**score_pairs(found, wanted), "mined": len(found), "gold": len(wanted)}
     assert model is not None
     assert dev is not None

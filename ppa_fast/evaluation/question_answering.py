@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import string
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from ppa_fast.data.examples import LISTED, QaExample, load_json, read_gold
 from ppa_fast.data.languages import base_language, is_code
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation.by_language import NO_LANGUAGE, check_same, format_scores, means, only_file
+from ppa_fast.progress import note
 
 METRICS = ("exact_match", "f1")
 
@@ -159,7 +159,7 @@ def _named_files(specs: Sequence[str], flag: str, name: str | None) -> dict[str,
 def _warn(path: Path, what: str, ids: Sequence[str]) -> None:
     if ids:
         more = f" … and {len(ids) - LISTED:,} more" if len(ids) > LISTED else ""
-        print(f"{path}: {len(ids):,} {what}: {', '.join(ids[:LISTED])}{more}", file=sys.stderr)
+        note(f"{path}: {len(ids):,} {what}: {', '.join(ids[:LISTED])}{more}")
 
 
 def _answers(

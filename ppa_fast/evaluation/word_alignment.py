@@ -7,7 +7,6 @@ and its sums are sizes of sets. Links to a NULL word are not scored, as in the s
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from ppa_fast.data.formats import moses
 from ppa_fast.data.lines import Reject, text_lines
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
+from ppa_fast.progress import note
 
 METHODS = ("mutual", "softmax")
 THRESHOLD = 0.001  # awesome-align's
@@ -129,15 +129,13 @@ def read_words(pairs: str) -> list[tuple[list[str], list[str]]]:
 def _note_base(path: str | Path, alignment: Alignment, one_indexed: bool, option: str) -> None:
     """Says on stderr that positions may count from 1: files that count from 0 nearly always have a link to a 0."""
     if not one_indexed and alignment.possible and all(i and j for _, i, j in alignment.possible):
-        print(f"{path}: no position is 0; if positions count from 1, say {option}", file=sys.stderr)
+        note(f"{path}: no position is 0; if positions count from 1, say {option}")
 
 
 def _check_counts(gold: str | Path, expected: Alignment, found: int, of: str, at_most: bool = False) -> None:
     """A numbered gold file does not tell of sentences after its last link: of those a note says that they are there."""
     if found > expected.sentences and expected.numbered:
-        print(
-            f"{of} has {found:,} sentences, {gold} links in {expected.sentences:,}: the rest have none", file=sys.stderr
-        )
+        note(f"{of} has {found:,} sentences, {gold} links in {expected.sentences:,}: the rest have none")
     elif found > expected.sentences or (found < expected.sentences and not at_most):
         raise UserError(f"{gold} has {expected.sentences:,} sentences, {of} {found:,}; expected as many")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +29,7 @@ from ppa_fast.finetune.task import Task, first_rank
 from ppa_fast.finetune.trainer import run_seed
 from ppa_fast.hub import load_pretrained
 from ppa_fast.model.encoder import max_sequence
+from ppa_fast.progress import note
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Nli, Qa, Classify)}
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}  # weights, configuration, tokenizer
@@ -209,7 +209,7 @@ def finetune(
         write_text(folder / "rejected.tsv", "".join(f"{reject}\n" for reject in data.rejected))
         listed = f" (listed in {folder / 'rejected.tsv'})" if data.rejected else ""
         counts = f"{len(data.rows):,} rows in {', '.join(mix.codes)}, {len(data.rejected):,} rejected{listed}"
-        print(counts, file=sys.stderr)
+        note(counts)
         if dump_file is not None:
             dump(job_task, data, mix, range(first_seed, first_seed + seeds), settings.epochs, dump_file)
 

@@ -140,14 +140,13 @@ def token_vectors(
     layer: int | None = None,
     device: torch.device | str | None = None,
     tokens_per_batch: int = 16384,
-    progress: str | None = None,
 ) -> list[Tensor]:
     """Vectors fp32 [len(row), H] on the CPU of each row's tokens, the special ones left out.
 
     Arguments and errors are those of :func:`sentence_vectors`.
     """
     vectors = [torch.empty(0)] * len(rows)
-    for batch, hidden, stream in _encode(encoder, rows, special, layer, device, tokens_per_batch, progress):
+    for batch, hidden, stream in _encode(encoder, rows, special, layer, device, tokens_per_batch, None):
         for row, tokens in zip(batch, hidden.cpu().split(stream.lengths.tolist()), strict=True):
             vectors[row] = tokens[1:-1]
     return vectors

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ppa_fast.errors import UserError
+from ppa_fast.noise import builds_quietly
 
 
 def rank() -> int:
@@ -56,7 +57,8 @@ def start() -> torch.device:
         # Where its launcher says that all ranks share a host, DeepSpeed makes buffers for an all-reduce that training
         # never calls: 66 MiB a rank that stay in /dev/shm, and a wait for the other ranks that nothing can end.
         os.environ.pop("LOCAL_SIZE", None)
-    deepspeed.init_distributed()
+    with builds_quietly():
+        deepspeed.init_distributed()
     # DeepSpeed's choice (DS_ACCELERATOR=cpu stays off a GPU that is there), or it and the model would part.
     return torch.device(deepspeed.get_accelerator().device_name(local_rank()))
 

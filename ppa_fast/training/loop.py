@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +32,7 @@ from ppa_fast.model.queue import NO_GROUP, KeyQueue
 from ppa_fast.ops import library
 from ppa_fast.ops.assemble import Assembled, assemble
 from ppa_fast.ops.philox import torch_seed
-from ppa_fast.progress import Progress
+from ppa_fast.progress import Progress, note
 from ppa_fast.settings import Settings, write_yaml
 from ppa_fast.training import distributed
 from ppa_fast.training.checkpoint import Checkpoints, read_state, read_tensors
@@ -40,7 +41,7 @@ from ppa_fast.training.feed import Feed
 from ppa_fast.training.figures import Figures, LateSums, Rates
 from ppa_fast.training.metrics import JsonLines
 from ppa_fast.training.optimizer import optimizer_for
-from ppa_fast.training.plan import NOT_FINITE, Plan, make_plan, sampling_table, say
+from ppa_fast.training.plan import NOT_FINITE, Plan, make_plan, sampling_table
 from ppa_fast.training.watch import watched
 from ppa_fast.training.zero import ZeroMasters
 
@@ -64,12 +65,12 @@ def train(settings: Settings) -> dict[str, Any]:
     with ExitStack() as ends, watched():
         plan = make_plan(settings, distributed.world_size())
         if distributed.rank() == 0:
-            say(sampling_table(plan.stores.counts, plan.draws))
+            note(sampling_table(plan.stores.counts, plan.draws))
             for warning in plan.warnings:
-                say(f"warning: {warning}")
+                note(f"warning: {warning}")
         device = distributed.start()
         if distributed.rank() == 0 and (reason := library.why_not_native(device.type)):
-            say(f"the operations run on PyTorch's reference implementations: {reason}")
+            note(f"the operations run on PyTorch's reference implementations: {reason}")
         trainer = Trainer(plan, device)
         ends.callback(trainer.close)
         return trainer.fit()
@@ -252,7 +253,7 @@ class Trainer:
         if self.rank == 0:
             ended = "finished" if self.step >= steps else "stopped by a signal, saved"
             skipped = f", {self.skipped} skipped as not finite" if self.skipped else ""
-            say(f"{ended} at step {self.step} of {steps}{skipped}: {self.run}")
+            print(f"{ended} at step {self.step} of {steps}{skipped}: {self.run}", file=sys.stderr, flush=True)
         return {"step": self.step, "steps": steps, "skipped": self.skipped, "evaluation": evaluation}
 
     def _report(self, record: dict[str, Any], rates: Rates, bar: Progress, last: bool) -> None:
@@ -307,7 +308,7 @@ class Trainer:
             self.best = record["mean"]
         if self.rank == 0:
             self.evaluations.write(record)
-            say(f"step {self.step}: retrieval P@1 {record['mean']:.4f}" + (" (best)" if best else ""))
+            note(f"step {self.step}: retrieval P@1 {record['mean']:.4f}" + (" (best)" if best else ""))
             samples = self.step * self.plan.config.batch
             self.monitor.write_events([("Evaluation/retrieval_p_at_1", record["mean"], samples)])
         if best and self.step > 0:
@@ -436,7 +437,7 @@ class Trainer:
             queue = read_tensors(path, "queue")
             self.queue.fill(queue["keys"].to(self.device), queue["groups"].to(self.device), state["cursor"])
         if self.rank == 0:
-            say(f"going on from {path}")
+            note(f"going on from {path}")
 
     def close(self) -> None:
         """Ends what the run holds open; the process group stays, other code may use it."""

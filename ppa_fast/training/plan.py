@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,7 +199,3 @@ def _check_resume(settings: Settings, config: DeepSpeedConfig, stores: Stores, s
     if state["steps"] != steps:
         return [f"the run was planned for {state['steps']} steps, now for {steps}: the schedule now ends there"]
     return []
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

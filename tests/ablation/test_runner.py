@@ -39,7 +39,7 @@ def test_stages_run_once_and_in_order(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert log.read_text() == "abc"
     journal = json.loads((tmp_path / "out" / JOURNAL).read_text())
     assert {name: entry["command"] for name, entry in journal.items()} == {s.name: s.command for s in stages}
-    assert f"$ {stages[2].command}" in capfd.readouterr().out
+    assert f"$ {stages[2].command}" in capfd.readouterr().err
 
 
 def test_a_failure_stops_and_is_tried_again(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_layer_two_thirds_up() -> None:
 class Vectors:
     """Stands for an embedder: a word's subwords are its letters, a vector for each letter of the alphabet."""
 
-    def words(self, sentences: list[list[str]], progress: str) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
+    def words(self, sentences: list[list[str]]) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
         embedded = []
         for sentence in sentences:
             letters = [

@@ -52,7 +52,7 @@ def test_sentences(model: str, layer: int | None, monkeypatch: pytest.MonkeyPatc
 
 def test_words_and_their_subwords(model: str) -> None:
     sentences = [["undo", "playing", "dog"], ["\u00ad", "cat", "zebra", "dogs"]]
-    (first, words), (second, others) = Embedder(model, 2).words(sentences, "encoding")[0]
+    (first, words), (second, others) = Embedder(model, 2).words(sentences)[0]
     assert words.tolist() == [0, 0, 1, 1, 2]
     assert others.tolist() == [1, 2, 3, 3]  # a soft hyphen alone has no subword, an unknown word is one
     torch.testing.assert_close(first, hidden_states(model, "undo playing dog", 2)[1:-1], atol=1e-5, rtol=0)
@@ -60,7 +60,7 @@ def test_words_and_their_subwords(model: str) -> None:
 
 
 def test_words_beyond_the_models_positions(model: str) -> None:
-    embedded, longer = Embedder(model).words([["undo"] * 5, ["undo"] * 6, ["dog"]], "encoding")
+    embedded, longer = Embedder(model).words([["undo"] * 5, ["undo"] * 6, ["dog"]])
     assert [len(words) for _, words in embedded] == [10, 10, 1]
     assert embedded[1][1].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert longer == [1]
