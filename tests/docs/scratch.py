@@ -103,10 +103,10 @@ def run(language: str, text: str, folder: Path, programs: Path, **environment: s
     """Executes a block in ``folder``; standard error is in the output."""
     values = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHON": sys.executable}
     values |= {"PYTHONPATH": str(ROOT), **environment}
-    interpreter = ["bash", "-s"] if language == "sh" else [sys.executable, "-"]
+    script = programs / f"block.{language}"
+    script.write_text(text, encoding="utf-8")
     return subprocess.run(
-        interpreter,
-        input=text,
+        ["bash" if language == "sh" else sys.executable, str(script)],
         cwd=folder,
         env=values,
         stdout=subprocess.PIPE,
