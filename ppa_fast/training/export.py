@@ -14,20 +14,14 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from ppa_fast.data.encode import load_tokenizer
 from ppa_fast.errors import UserError
 from ppa_fast.evaluation.embedder import POOLING_FILE
-from ppa_fast.evaluation.retrieval import format_table
 from ppa_fast.files import check_new_folder
 from ppa_fast.hub import load_pretrained
 from ppa_fast.model import POOLINGS
 from ppa_fast.model.encoder import max_sequence, missing_weights
 from ppa_fast.model.folder import UNTOUCHED, save_folder
+from ppa_fast.training.card import model_card
 from ppa_fast.training.checkpoint import Checkpoints, read_tensors
 from ppa_fast.training.metrics import read_lines
-
-# Settings that say where a run lay and how often it spoke, not what it did; they stay out of the model card.
-_PRIVATE = {
-    *("model", "data", "output", "deepspeed_config", "eval_pairs", "store"),
-    *("log_every", "eval_every", "save_every", "keep", "resume"),
-}
 
 
 def _settings(run: Path) -> dict[str, Any]:
@@ -109,111 +103,6 @@ def _write_sentence_transformers(folder: Path, hidden_size: int, pooling: str, m
     _write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
 
 
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _data_section(store: dict[str, Any]) -> str:
-    counts = store.get("pairs")
-    if not isinstance(counts, dict) or not counts:
-        return "The run does not say which language pairs it read."
-    lines = ["| language pair | sentence pairs |", "|---|---:|"]
-    lines += [f"| {_cell(name)} | {count:,} |" for name, count in counts.items()]
-    return "\n".join([*lines, f"| all | {sum(counts.values()):,} |"])
-
-
-def _scores_section(run: Path, step: int) -> str:
-    """The last scores up to the exported step, beside those before training if the run was evaluated then."""
-    records = read_lines(run / "evaluations.jsonl")
-    evaluations = [record for record in records if record.get("pairs") and record["step"] <= step]
-    if not evaluations:
-        return "The run was not evaluated."
-    first, shown = evaluations[0], evaluations[-1]
-    comparable = first["step"] == 0 and shown["step"] > 0 and first["pairs"].keys() >= shown["pairs"].keys()
-    before = first if comparable else None
-    text = f"At step {shown['step']:,}"
-    text += ", and before training:" if before is not None else ":"
-    return f"{text}\n\n```\n{format_table(shown, before)}\n```"
-
-
-def _card(run: Path, settings: dict[str, Any], step: int, family: str, max_seq_length: int) -> str:
-    """The model card: README.md with the front matter that model hubs read."""
-    store = settings.get("store") or {}
-    base = str(settings.get("model", ""))
-    # A folder on the trainer's machine is no model that a reader could fetch.
-    on_hub = bool(base) and not Path(base).exists() and base.count("/") <= 1 and not base.startswith((".", "~", "/"))
-    languages = store.get("languages") or sorted(
-        {code for pair in store.get("pairs") or {} for code in pair.split("-")}
-    )
-    front: dict[str, Any] = {
-        "library_name": "sentence-transformers",
-        "pipeline_tag": "sentence-similarity",
-        "tags": ["sentence-transformers", "sentence-similarity", "feature-extraction", "multilingual", "ppa-fast"],
-    }
-    if languages:
-        front["language"] = [code.replace("_", "-") for code in languages]
-    if on_hub:
-        front["base_model"] = base
-    pooling = settings["pooling"]
-    vector = "`output.last_hidden_state[:, 0]`"
-    if pooling == "mean":
-        vector = "the mean of `output.last_hidden_state` over the tokens where `attention_mask` is 1"
-    shown = {name: value for name, value in settings.items() if name not in _PRIVATE and value is not None}
-    if "batch" in store:
-        shown["pairs a step"] = store["batch"]
-    objectives = {"tlm": "translation language modelling", "moco": "momentum contrast"}
-    trained_by = " and ".join(text for name, text in objectives.items() if settings.get(name, True))
-    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in shown.items())
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
----
-
-# {base if on_hub else Path(base).name or family}, aligned across languages
-
-A multilingual encoder (`{family}`) that was trained a little further on parallel sentences, so that translations
-land at the same place: {trained_by},
-after Pan et al., "Multilingual BERT Post-Pretraining Alignment" (NAACL 2021). Made with
-ppa-fast from the checkpoint of step {step:,}. The folder holds the encoder, its masked-language-model
-head, and the base model's other weights (the pooler) as they were.
-
-## Use
-
-```python
-from sentence_transformers import SentenceTransformer
-
-vectors = SentenceTransformer("path/to/this/folder").encode(["A sentence.", "Ein Satz."])
-```
-
-```python
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-model = AutoModel.from_pretrained("path/to/this/folder")
-sentences = ["A sentence.", "Ein Satz."]
-batch = tokenizer(sentences, padding=True, truncation=True, max_length={max_seq_length}, return_tensors="pt")
-output = model(**batch)
-```
-
-The sentence vector is {vector} (pooling: {pooling}).
-Compare vectors by their cosine. `AutoModelForMaskedLM` loads the folder with its head; for a task, fine-tune it as any
-encoder of its family.
-
-## Data
-
-{_data_section(store)}
-
-## Scores
-
-{_scores_section(run, step)}
-
-## Settings
-
-| setting | value |
-|---|---|
-{table}
-"""
-
-
 def export(run: str | Path, out: str | Path, checkpoint: str | None = None) -> None:
     """Writes the encoder of a run as a Hugging Face folder.
 
@@ -247,7 +136,8 @@ def export(run: str | Path, out: str | Path, checkpoint: str | None = None) -> N
         save_folder(mlm, read_tensors(run / "model", Path(UNTOUCHED).stem), tokenizer, temporary)
         max_seq_length = min(max_tokens + 2, max_sequence(mlm.config))
         _write_sentence_transformers(temporary, mlm.config.hidden_size, settings["pooling"], max_seq_length)
-        card = _card(run, settings, step, mlm.config.model_type, max_seq_length)
+        evaluations = read_lines(run / "evaluations.jsonl")
+        card = model_card(settings, evaluations, step, mlm.config.model_type, max_seq_length)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         temporary.rename(folder)
     except BaseException:

@@ -1,13 +1,16 @@
 """Exports of runs: every loader finds every weight, vectors agree between libraries, nothing half-done is left."""
 
 import json
+import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -196,36 +199,80 @@ def test_checkpoint_choice(run: Path, tmp_path: Path) -> None:
         export(run, tmp_path / "out", "step-9")
 
 
-def test_model_card(run: Path, tmp_path: Path) -> None:
+def python_blocks(folder: Path) -> list[str]:
+    """The Python code in the card of an exported folder, with its path and words that it knows."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    text = text.replace("path/to/this/folder", str(folder))
+    text = text.replace('["A sentence.", "Ein Satz."]', '["the cat sat", "ein hund"]')
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_the_code_in_the_card_gives_equal_vectors_in_both_libraries(run: Path, tmp_path: Path, pooling: str) -> None:
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    write_settings(run, pooling=pooling)
     export(run, tmp_path / "out")
-    _, front, text = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
-    values = yaml.safe_load(front)
-    assert values["library_name"] == "sentence-transformers"
-    assert values["pipeline_tag"] == "sentence-similarity"
-    assert values["language"] == ["de", "en", "zh-Hant"]
-    assert "base_model" not in values  # a folder on this machine
+    of_sentence_transformers, of_transformers, _ = python_blocks(tmp_path / "out")
+    first: dict[str, Any] = {}
+    exec(of_sentence_transformers, first)
+    second: dict[str, Any] = {}
+    exec(of_transformers, second)
+    assert first["similarities"].shape == (2, 2)
+    torch.testing.assert_close(torch.from_numpy(first["vectors"]), second["vectors"], atol=1e-5, rtol=0)
+    assert not torch.allclose(second["vectors"][0], second["vectors"][1], atol=1e-2)
+
+
+def bitext_task(a: list[str], b: list[str]) -> Any:
+    """A task of MTEB's kind BitextMining (find b[i] for a[i]) whose data is at hand."""
+    datasets = pytest.importorskip("datasets", reason="datasets, which comes with mteb, is not installed")
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.abstasks.text.bitext_mining import AbsTaskBitextMining
+
+    class Bitext(AbsTaskBitextMining):
+        metadata = TaskMetadata(
+            name="Bitext",
+            description="made up",
+            type="BitextMining",
+            category="t2t",
+            dataset={"path": "none/none", "revision": "1"},
+            eval_splits=["test"],
+            eval_langs={"en-de": ["eng-Latn", "deu-Latn"]},
+            main_score="accuracy",
+        )
+
+        def load_data(self, **options: Any) -> None:
+            test = datasets.Dataset.from_dict({"sentence1": a, "sentence2": b})
+            self.dataset = {"en-de": {"test": test}}
+            self.data_loaded = True
+
+    return Bitext()
+
+
+def test_mteb_evaluates_the_export_as_it_is(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mteb = pytest.importorskip("mteb", reason="mteb is not installed")
+    monkeypatch.setattr(mteb, "evaluate", partial(mteb.evaluate, cache=None))
+    export(run, tmp_path / "out")
+    texts = ["the cat sat on a dog.", "ein hund", "a", "the dog"]
+    right, wrong = bitext_task(texts, texts), bitext_task(texts, texts[::-1])
+    for task, accuracy in ((right, 1.0), (wrong, 0.0)):
+        monkeypatch.setattr(mteb, "get_tasks", lambda tasks, task=task: [task])
+        names: dict[str, Any] = {}
+        exec(python_blocks(tmp_path / "out")[2], names)
+        (scores,) = names["results"].task_results[0].scores["test"]
+        assert scores["accuracy"] == accuracy
+
+
+def test_the_card_tells_of_the_run_and_not_of_the_machine(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| en → de | 10 | 10.0 | 80.0 |" in text.splitlines()
+    assert "checkpoint of step 20." in text.replace("\n", " ")
+    assert "max_length=20," in text
     assert str(run) not in text
     assert "/somewhere" not in text
-    for line in (
-        "| en-de | 1,200 |",
-        "| all | 1,234 |",
-        "| learning_rate | 3e-05 |",
-        "| a_new_setting | one \\| two |",
-        "| pairs a step | 64 |",
-    ):
-        assert line in text.splitlines()
-    scores = text[text.index("## Scores") : text.index("## Settings")]
-    assert ["en-de", "10.0", "80.0", "5.0", "40.0"] in [line.split() for line in scores.splitlines()]
-    assert "steps" not in [line.split(" | ")[0].strip("| ") for line in text.splitlines()]
-
-
-def test_model_card_names_a_hub_model_and_says_what_is_missing(run: Path, tmp_path: Path) -> None:
-    write_settings(run, model="google-bert/bert-base-multilingual-cased", store={})
-    (run / "evaluations.jsonl").unlink()
-    export(run, tmp_path / "out")
-    _, front, text = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
-    assert yaml.safe_load(front)["base_model"] == "google-bert/bert-base-multilingual-cased"
-    assert "The run was not evaluated." in text
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model is None  # a folder on this machine
+    assert [result.metric_value for result in card.data.eval_results] == [0.8, 0.4]
 
 
 def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path) -> None:
