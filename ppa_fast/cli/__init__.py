@@ -69,6 +69,12 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     print(f"model in {arguments.out}")
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from ppa_fast.reporting.page import report
+
+    print(f"report in {report(arguments.runs, arguments.out, arguments.pairs)}")
+
+
 def _ablate(arguments: argparse.Namespace) -> None:
     from ppa_fast.ablation.runner import ablate
 
@@ -199,6 +205,23 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("run", metavar="RUN", help="run folder")
     p.add_argument("--out", required=True, help="new folder")
     p.add_argument("--checkpoint", metavar="NAME", help="best, latest or step-… (default: best if any)")
+
+    p = add_verb(
+        verbs,
+        "report",
+        "write a page (HTML, one file) of one or several runs, finished or in progress",
+        "ppa-fast report runs/mine runs/other --out report.html",
+        _report,
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
+    p.add_argument("--out", metavar="FILE", help="(default: report.html in the first run folder)")
+    p.add_argument(
+        "--pairs",
+        nargs="+",
+        action="extend",
+        metavar="SPEC",
+        help="evaluation sets of the sentence vectors, if not the run's own: en-de:dev.en,dev.de …",
+    )
 
     p = add_verb(
         verbs,

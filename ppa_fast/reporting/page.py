@@ -1,0 +1,275 @@
+"""``ppa-fast report``: the page of one or several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ppa_fast.data.languages import is_code, is_english
+from ppa_fast.errors import UserError
+from ppa_fast.files import write_text
+from ppa_fast.progress import Progress
+from ppa_fast.reporting import plots, vectors
+from ppa_fast.reporting.plots import Picture
+from ppa_fast.reporting.run import RECENT, Run, differing_settings, read_run
+
+# Figures of metrics.jsonl: their title, unit, and whether the axis begins at 0.
+LOSSES = {
+    "loss": ("Total loss", "", False),
+    "loss_tlm": ("TLM loss", "nats per masked token", False),
+    "loss_moco": ("MoCo loss", "nats per pair", False),
+    "queue_top1": ("MoCo top-1", "share", True),
+}
+COURSE = {
+    "pairs_per_s": ("Throughput", "pairs/s", True),
+    "tokens_per_s": ("Throughput", "encoder tokens/s", True),
+    "mfu": ("Model FLOP utilisation", "%", True),
+    "memory_gib": ("Peak memory so far, rank 0", "GiB", True),
+    "lr": ("Learning rate", "", True),
+    "grad_norm": ("Gradient norm", "before clipping", True),
+    "skipped": ("Skipped steps", "in all", True),
+}
+FAMILIES = {"bert": "BERT", "roberta": "RoBERTa", "xlm-roberta": "XLM-R"}
+
+
+@dataclass
+class Part:
+    """What the page shows of a run, the ``number``-th of its runs; ``no_…``: why figures of it are not there."""
+
+    number: int
+    run: Run
+    sentence: str
+    no_retrieval: list[str] = field(default_factory=list)
+    no_vectors: list[str] = field(default_factory=list)
+    retrieval: list[Picture] = field(default_factory=list)
+    scores: list[tuple[str, list[str]]] = field(default_factory=list)
+    maps: list[Picture] = field(default_factory=list)
+    matrices: list[tuple[str, list[list[float]]]] = field(default_factory=list)
+    compared: list[tuple[str, str, str, str]] = field(default_factory=list)
+    confusions: list[vectors.Confusion] | None = None
+    confused: str = ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _sentence(run: Run) -> str:
+    """The setting and the data in a sentence, of what the folder tells."""
+    settings, store, config = run.settings, run.store, run.config
+    family = FAMILIES.get(config.get("model_type", ""), config.get("model_type", ""))
+    size = ""
+    if {"num_hidden_layers", "hidden_size", "vocab_size"} <= config.keys():
+        size = f" ({config['num_hidden_layers']} layers × {config['hidden_size']}, vocabulary {config['vocab_size']:,})"
+    text = f"The {family} encoder {settings['model']}{size}".replace("  ", " ")
+    if pairs := store.get("pairs"):
+        languages = store.get("languages", [])
+        text += (
+            f", aligned with {sum(pairs.values()):,} sentence pairs of {_count(len(pairs), 'language pair')} "
+            f"({', '.join(languages)})"
+        )
+    objectives = {"tlm": "translation language modelling (TLM)", "moco": "momentum contrast (MoCo)"}
+    text += f" by {' and '.join(named for key, named in objectives.items() if settings.get(key, True))}"
+    if run.steps:
+        text += f"; {_count(run.steps, 'step')}"
+        text += f" of {_count(store['batch'], 'pair')}" if "batch" in store else ""
+    last = run.metrics[-1] if run.metrics else {}
+    if "device" in last:
+        text += f" on {last['device']}"
+    if last.get("world_size", 1) > 1:
+        text += f" in {last['world_size']} ranks"
+    if not run.steps or run.step < run.steps:
+        text += f". The logs end at step {run.step:,}: the run is in progress, or was stopped"
+    return f"{text}."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _at_a_glance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The lines of the first table: a name, a value for each run."""
+
+    def line(name: str, values: list[str]) -> None:
+        if any(values):
+            lines.append((name, [value or "–" for value in values]))
+
+    def figures(name: str, of: Any, form: str) -> None:
+        values = [of(run) for run in runs]
+        line(name, ["" if value is None else form.format(value) for value in values])
+
+    lines: list[tuple[str, list[str]]] = []
+    line("steps done", [f"{run.step:,}" + (f" of {run.steps:,}" if run.steps else "") for run in runs])
+    before = [run.before_after() for run in runs]
+    line("retrieval before", [_percent(both[0]["mean"]) if both else "" for both in before])
+    line("retrieval, last", [_percent(run.evaluations[-1]["mean"]) if run.evaluations else "" for run in runs])
+    best = [max(run.evaluations, key=lambda record: record["mean"], default=None) for run in runs]
+    if any(record and record is not run.evaluations[-1] for record, run in zip(best, runs, strict=True)):
+        line("retrieval, best", [f"{_percent(r['mean'])} (step {r['step']:,})" if r else "" for r in best])
+    for name in LOSSES:
+        figures(LOSSES[name][0], lambda run, name=name: run.recent(name), "{:.3f}")
+    figures("pairs/s (median)", lambda run: run.median("pairs_per_s"), "{:,.0f}")
+    figures("tokens/s (median)", lambda run: run.median("tokens_per_s"), "{:,.0f}")
+    figures("MFU (median)", lambda run: run.median("mfu"), "{:.1%}")
+    figures("peak memory, rank 0", lambda run: run.recent("memory_gib"), "{:.2f} GiB")
+    line("skipped steps", [f"{run.metrics[-1].get('skipped', 0):,}" if run.metrics else "" for run in runs])
+    if len(runs) > 1:
+        for name in differing_settings(list(runs)):
+            line(name, [str(run.settings.get(name, "")) for run in runs])
+    return lines
+
+
+def _curves(runs: Sequence[Run], figures: dict[str, tuple[str, str, bool]]) -> list[Picture]:
+    found = []
+    for name, (title, unit, from_zero) in figures.items():
+        of_runs = [(number, run.name, run.curve(name)) for number, run in enumerate(runs)]
+        if name == "skipped" and not any(any(y) for _, _, (_, y) in of_runs):
+            continue  # the table says 0
+        if unit == "%":
+            of_runs = [(number, run, (x, [100 * share for share in y])) for number, run, (x, y) in of_runs]
+        found.append(plots.curves(name, title, unit, of_runs, from_zero))
+    return [picture for picture in found if picture]
+
+
+def _other(pair: str) -> str:
+    """The language of a pair that names its colour: the one that is not English."""
+    a, _, b = pair.partition("-")
+    return a if is_code(b) and is_english(b) else b
+
+
+def _language_colors(codes: set[str]) -> dict[str, int | None]:
+    """A colour for each language; English is drawn in ink."""
+    others = sorted(code for code in codes if not (is_code(code) and is_english(code)))
+    return {**dict.fromkeys(codes - set(others)), **{code: number for number, code in enumerate(others)}}
+
+
+def _retrieval(part: Part, key: str, colors: dict[str, int | None]) -> None:
+    run = part.run
+    if not run.evaluations:
+        part.no_retrieval.append("The run has no evaluation yet; --eval-pairs of train.py asks for them.")
+        return
+    by_pair = {pair: colors[_other(pair)] or 0 for pair in run.retrieval()}
+    part.retrieval.append(plots.retrieval_curves(f"{key}-retrieval", run.retrieval(), by_pair))
+    both = run.before_after()
+    if both is None:
+        part.no_retrieval.append(
+            "No scores before and after: expected evaluations of the same pairs at step 0 and later."
+        )
+        return
+    before, after = (
+        {pair: fmean((s["a_to_b"], s["b_to_a"])) for pair, s in record["pairs"].items()} for record in both
+    )
+    means = ({"mean": fmean(shares.values())} if len(shares) > 1 else {} for shares in (before, after))
+    before, after = before | next(means), after | next(means)
+    part.retrieval.append(plots.retrieval_bars(f"{key}-bars", before, after))
+    part.scores = [
+        (
+            pair,
+            [f"{100 * record['pairs'][pair][way]:.1f}" for way in ("a_to_b", "b_to_a") for record in both]
+            + [f"{both[1]['pairs'][pair].get('n', 0):,}"],
+        )
+        for pair in both[1]["pairs"]
+    ]
+
+
+def _vectors(part: Part, key: str, specs: Sequence[str], colors: dict[str, int | None]) -> None:
+    """The map, the matrix and the confusions; what cannot be made is said in ``part.no_vectors``."""
+    run = part.run
+    try:
+        texts = vectors.read_texts(specs)
+    except UserError as error:
+        part.no_vectors.append(f"No maps, similarities and confused sentences: {error}.")
+        return
+    colors |= {code: None for s in texts for code in (s.a, s.b) if code not in colors}
+    chosen = vectors.compared(texts)
+    part.compared = [(texts[n].a, texts[n].texts_a[row], texts[n].b, texts[n].texts_b[row]) for n, row in chosen]
+    found: list[tuple[str, str, vectors.Vectors]] = []
+    try:
+        found.append(("before", "Before, by the base model", vectors.embed_before(run, texts)))
+    except UserError as error:
+        part.no_vectors.append(f"No map and similarities before training: {error}.")
+    try:
+        step, after = vectors.embed_after(run, texts)
+        found.append(("after", f"After, at step {step:,}", after))
+        part.confusions, wrong, total = vectors.confusions(texts, after)
+        part.confused = f"At step {step:,}, {wrong:,} of {total:,} sentences have a wrong nearest neighbour."
+    except UserError as error:
+        part.no_vectors.append(f"No map, similarities and confused sentences after training: {error}.")
+    for time, when, of_model in found:
+        pairs = [(s.a, s.b) for s in texts]
+        part.maps.append(plots.vector_map(f"{key}-{time}", when, vectors.project(of_model), pairs, colors))
+        part.matrices.append((when, vectors.similarities(of_model, chosen)))
+
+
+def _tag(code: str) -> str:
+    """A language code as HTML's lang attribute has it."""
+    return code.replace("_", "-")
+
+
+def _languages(runs: Sequence[Run], specs: Sequence[str] | None) -> set[str]:
+    """The codes of all language pairs that are evaluated."""
+    pairs = {pair for run in runs for pair in run.retrieval()}
+    for run in runs:
+        pairs |= {spec.partition(":")[0] for spec in specs or run.settings.get("eval_pairs") or []}
+    return {code for pair in pairs for code in pair.split("-")}
+
+
+def render(folders: Sequence[str | Path], pairs: Sequence[str] | None = None) -> str:
+    """The page as HTML, see :func:`report`."""
+    runs = [read_run(folder) for folder in folders]
+    colors = _language_colors(_languages(runs, pairs))
+    parts = []
+    with Progress("report", len(runs), "runs") as bar:
+        for number, run in enumerate(runs):
+            part = Part(number, run, _sentence(run))
+            _retrieval(part, f"r{number}", colors)
+            _vectors(part, f"r{number}", pairs or run.settings.get("eval_pairs") or [], colors)
+            parts.append(part)
+            bar.update()
+    environment = Environment(
+        loader=PackageLoader("ppa_fast.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["tag"] = _tag
+    return environment.get_template("page.html").render(
+        title=", ".join(run.name for run in runs),
+        parts=parts,
+        glance=_at_a_glance(runs),
+        recent=RECENT,
+        losses=_curves(runs, LOSSES),
+        course=_curves(runs, COURSE),
+        no_metrics=[run.name for run in runs if not run.metrics],
+        mfu_known=any(run.curve("mfu")[0] for run in runs),
+        languages=[(code, number, _shape(number)) for code, number in sorted(colors.items())],
+        lines=vectors.LINES,
+        series=plots.COLORS,
+    )
+
+
+def _shape(number: int | None) -> str:
+    return "○" if number is None else plots.SHAPES[number // plots.COLORS % len(plots.SHAPES)]
+
+
+def report(folders: Sequence[str | Path], out: str | Path | None = None, pairs: Sequence[str] | None = None) -> Path:
+    """Writes one HTML page of one or several runs, finished or in progress; it needs no network and no other file.
+
+    The sentence vectors are computed here, from the base model and from the run's best (else latest) checkpoint. What
+    cannot be shown (texts, models or logs that are not there) is named on the page with the reason; the rest is shown.
+
+    Args:
+        folders: run folders.
+        out: the file; None is ``report.html`` in the first run folder.
+        pairs: evaluation sets such as ``en-de:dev.en,dev.de`` for the sentence vectors; None are the run's own.
+
+    Returns the file. Raises UserError for a folder that is no run, logs that cannot be read, a file that cannot be
+    written.
+    """
+    file = Path(folders[0]) / "report.html" if out is None else Path(out)
+    if not file.parent.is_dir():
+        raise UserError(f"--out {file}: no folder {file.parent}; expected a file in a folder that is there")
+    write_text(file, render(folders, pairs))
+    return file
