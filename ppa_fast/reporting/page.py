@@ -136,6 +136,14 @@ def _curves(runs: Sequence[Run], figures: dict[str, tuple[str, str, bool]]) -> l
     return [picture for picture in found if picture]
 
 
+def _retrieval_means(runs: Sequence[Run]) -> Picture | None:
+    of_runs = [
+        (number, run.name, ([r["step"] for r in run.evaluations], [100 * r["mean"] for r in run.evaluations]))
+        for number, run in enumerate(runs)
+    ]
+    return plots.curves("means", "Mean over the language pairs, precision at 1", "%", of_runs, True)
+
+
 def _other(pair: str) -> str:
     """The language of a pair that names its colour: the one that is not English."""
     a, _, b = pair.partition("-")
@@ -242,6 +250,7 @@ def render(folders: Sequence[str | Path], pairs: Sequence[str] | None = None) ->
         recent=RECENT,
         losses=_curves(runs, LOSSES),
         course=_curves(runs, COURSE),
+        means=_retrieval_means(runs) if len(runs) > 1 else None,
         no_metrics=[run.name for run in runs if not run.metrics],
         mfu_known=any(run.curve("mfu")[0] for run in runs),
         languages=[(code, number, _shape(number)) for code, number in sorted(colors.items())],

@@ -33,6 +33,7 @@ SHAPES = "●■▲◆"  # the same marks in text
 
 INK, MUTED, GRID, BEFORE = "#000001", "#000002", "#000003", "#000004"
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", BEFORE: "--before"}
+_TIP = "tip:"  # what an artist's gid begins with that shows the rest of it when pointed at
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -90,12 +91,13 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> str:
         for style in child.findall(f"{{{_SVG}}}style"):  # it would reach the whole page
             child.remove(style)
     for element in root.iter():
-        if "id" in element.attrib:
-            if element.attrib["id"].startswith("tip:"):
-                tip = ElementTree.Element(f"{{{_SVG}}}title")
-                tip.text = element.attrib["id"].removeprefix("tip:")
-                element.insert(0, tip)
-            element.attrib["id"] = f"{name}-{element.attrib['id']}"
+        own = element.attrib.pop("id", "")
+        if own.startswith(_TIP):
+            tip = ElementTree.Element(f"{{{_SVG}}}title")
+            tip.text = own.removeprefix(_TIP)
+            element.insert(0, tip)
+        elif own:
+            element.attrib["id"] = f"{name}-{own}"
         for key, value in element.attrib.items():
             if key == f"{{{_XLINK}}}href":
                 element.attrib[key] = value.replace("#", f"#{name}-")
@@ -136,7 +138,7 @@ def _plot(axes: Axes, number: int, tip: str, x: Sequence[float], y: Sequence[flo
     xs, ys = _thin(x, y)
     mark = {"marker": "o", "markersize": 3} if len(xs) < 12 else {}
     options = {"color": series_color(number), "linestyle": DASHES[number // COLORS % len(DASHES)], **mark, **style}
-    axes.plot(xs, ys, gid=f"tip:{tip}", **options)
+    axes.plot(xs, ys, gid=_TIP + tip, **options)
 
 
 def _steps(axes: Axes) -> None:
@@ -178,7 +180,7 @@ def retrieval_curves(name: str, pairs: dict[str, tuple[list[int], list[float]]],
         axes = figure.add_subplot()
         for pair, (x, y) in pairs.items():
             _plot(axes, colors[pair], pair, x, [100 * value for value in y], linewidth=1.1)
-        axes.plot(steps, means, color=INK, linewidth=2, gid="tip:mean")
+        axes.plot(steps, means, color=INK, linewidth=2, gid=f"{_TIP}mean")
         axes.set_ylim(0, 100)
         _steps(axes)
         said = (
@@ -226,7 +228,7 @@ def vector_map(
                 if number is not None:
                     mark = MARKS[number // COLORS % len(MARKS)]
                     look = {"s": 13, "color": series_color(number), "linewidths": 0, "zorder": 2, "marker": mark}
-                axes.scatter(*points.T.numpy(), gid=f"tip:{code}", **look)
+                axes.scatter(*points.T.numpy(), gid=_TIP + code, **look)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_aspect("equal", adjustable="datalim")
