@@ -12,11 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ppa_fast.data.languages import is_code, is_english
 from ppa_fast.errors import UserError
+from ppa_fast.evaluation.retrieval import retrieval_scores
 from ppa_fast.files import write_text
-from ppa_fast.progress import Progress
 from ppa_fast.reporting import plots, vectors
 from ppa_fast.reporting.plots import Picture
-from ppa_fast.reporting.run import RECENT, Run, differing_settings, read_run
+from ppa_fast.reporting.run import RECENT, Run, read_run
+from ppa_fast.reporting.summary import at_a_glance, sentence
 
 # Figures of metrics.jsonl: their title, unit, and whether the axis begins at 0.
 LOSSES = {
@@ -34,7 +35,6 @@ COURSE = {
     "grad_norm": ("Gradient norm", "before clipping", True),
     "skipped": ("Skipped steps", "in all", True),
 }
-FAMILIES = {"bert": "BERT", "roberta": "RoBERTa", "xlm-roberta": "XLM-R"}
 
 
 @dataclass
@@ -53,75 +53,6 @@ class Part:
     compared: list[tuple[str, str, str, str]] = field(default_factory=list)
     confusions: list[vectors.Confusion] | None = None
     confused: str = ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
-def _sentence(run: Run) -> str:
-    """The setting and the data in a sentence, of what the folder tells."""
-    settings, store, config = run.settings, run.store, run.config
-    family = FAMILIES.get(config.get("model_type", ""), config.get("model_type", ""))
-    size = ""
-    if {"num_hidden_layers", "hidden_size", "vocab_size"} <= config.keys():
-        size = f" ({config['num_hidden_layers']} layers × {config['hidden_size']}, vocabulary {config['vocab_size']:,})"
-    text = f"The {family} encoder {settings['model']}{size}".replace("  ", " ")
-    if pairs := store.get("pairs"):
-        languages = store.get("languages", [])
-        text += (
-            f", aligned with {sum(pairs.values()):,} sentence pairs of {_count(len(pairs), 'language pair')} "
-            f"({', '.join(languages)})"
-        )
-    objectives = {"tlm": "translation language modelling (TLM)", "moco": "momentum contrast (MoCo)"}
-    text += f" by {' and '.join(named for key, named in objectives.items() if settings.get(key, True))}"
-    if run.steps:
-        text += f"; {_count(run.steps, 'step')}"
-        text += f" of {_count(store['batch'], 'pair')}" if "batch" in store else ""
-    last = run.metrics[-1] if run.metrics else {}
-    if "device" in last:
-        text += f" on {last['device']}"
-    if last.get("world_size", 1) > 1:
-        text += f" in {last['world_size']} ranks"
-    if not run.steps or run.step < run.steps:
-        text += f". The logs end at step {run.step:,}: the run is in progress, or was stopped"
-    return f"{text}."
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _at_a_glance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The lines of the first table: a name, a value for each run."""
-
-    def line(name: str, values: list[str]) -> None:
-        if any(values):
-            lines.append((name, [value or "–" for value in values]))
-
-    def figures(name: str, of: Any, form: str) -> None:
-        values = [of(run) for run in runs]
-        line(name, ["" if value is None else form.format(value) for value in values])
-
-    lines: list[tuple[str, list[str]]] = []
-    line("steps done", [f"{run.step:,}" + (f" of {run.steps:,}" if run.steps else "") for run in runs])
-    before = [run.before_after() for run in runs]
-    line("retrieval before", [_percent(both[0]["mean"]) if both else "" for both in before])
-    line("retrieval, last", [_percent(run.evaluations[-1]["mean"]) if run.evaluations else "" for run in runs])
-    best = [max(run.evaluations, key=lambda record: record["mean"], default=None) for run in runs]
-    if any(record and record is not run.evaluations[-1] for record, run in zip(best, runs, strict=True)):
-        line("retrieval, best", [f"{_percent(r['mean'])} (step {r['step']:,})" if r else "" for r in best])
-    for name in LOSSES:
-        figures(LOSSES[name][0], lambda run, name=name: run.recent(name), "{:.3f}")
-    figures("pairs/s (median)", lambda run: run.median("pairs_per_s"), "{:,.0f}")
-    figures("tokens/s (median)", lambda run: run.median("tokens_per_s"), "{:,.0f}")
-    figures("MFU (median)", lambda run: run.median("mfu"), "{:.1%}")
-    figures("peak memory, rank 0", lambda run: run.recent("memory_gib"), "{:.2f} GiB")
-    line("skipped steps", [f"{run.metrics[-1].get('skipped', 0):,}" if run.metrics else "" for run in runs])
-    if len(runs) > 1:
-        for name in differing_settings(list(runs)):
-            line(name, [str(run.settings.get(name, "")) for run in runs])
-    return lines
 
 
 def _curves(runs: Sequence[Run], figures: dict[str, tuple[str, str, bool]]) -> list[Picture]:
@@ -156,44 +87,51 @@ def _language_colors(codes: set[str]) -> dict[str, int | None]:
     return {**dict.fromkeys(codes - set(others)), **{code: number for number, code in enumerate(others)}}
 
 
-def _retrieval(part: Part, key: str, colors: dict[str, int | None]) -> None:
+Shares = dict[str, float]  # precision at 1, the mean of both directions, by language pair
+
+
+def _logged(record: dict[str, Any]) -> Shares:
+    return {pair: fmean((scores["a_to_b"], scores["b_to_a"])) for pair, scores in record["pairs"].items()}
+
+
+def _measured(texts: Sequence[vectors.Texts], of_model: vectors.Vectors) -> Shares:
+    return {f"{s.a}-{s.b}": fmean(retrieval_scores(a, b)) for s, (a, b) in zip(texts, of_model, strict=True)}
+
+
+def _retrieval(part: Part, key: str, colors: dict[str, int | None], measured: tuple[Shares, Shares] | None) -> None:
+    """Retrieval as the run logged it; what it did not log before and after is ``measured`` from the vectors."""
     run = part.run
-    if not run.evaluations:
-        part.no_retrieval.append("The run has no evaluation yet; --eval-pairs of train.py asks for them.")
-        return
-    by_pair = {pair: colors[_other(pair)] or 0 for pair in run.retrieval()}
-    part.retrieval.append(plots.retrieval_curves(f"{key}-retrieval", run.retrieval(), by_pair))
+    if run.evaluations:
+        by_pair = {pair: colors[_other(pair)] or 0 for pair in run.retrieval()}
+        part.retrieval.append(plots.retrieval_curves(f"{key}-retrieval", run.retrieval(), by_pair))
+    else:
+        part.no_retrieval.append("The run has logged no evaluation: --eval-pairs of train.py asks for them.")
     both = run.before_after()
-    if both is None:
+    if both:
+        measured = _logged(both[0]), _logged(both[1])
+        for pair, scores in both[1]["pairs"].items():
+            shares = [f"{100 * record['pairs'][pair][way]:.1f}" for way in ("a_to_b", "b_to_a") for record in both]
+            part.scores.append((pair, [*shares, f"{scores.get('n', 0):,}"]))
+    if measured:
+        means = [{**shares, "mean": fmean(shares.values())} for shares in measured]
+        part.retrieval.append(plots.retrieval_bars(f"{key}-bars", *means))
+    elif run.evaluations:
         part.no_retrieval.append(
             "No scores before and after: expected evaluations of the same pairs at step 0 and later."
         )
-        return
-    before, after = (
-        {pair: fmean((s["a_to_b"], s["b_to_a"])) for pair, s in record["pairs"].items()} for record in both
-    )
-    means = ({"mean": fmean(shares.values())} if len(shares) > 1 else {} for shares in (before, after))
-    before, after = before | next(means), after | next(means)
-    part.retrieval.append(plots.retrieval_bars(f"{key}-bars", before, after))
-    part.scores = [
-        (
-            pair,
-            [f"{100 * record['pairs'][pair][way]:.1f}" for way in ("a_to_b", "b_to_a") for record in both]
-            + [f"{both[1]['pairs'][pair].get('n', 0):,}"],
-        )
-        for pair in both[1]["pairs"]
-    ]
 
 
-def _vectors(part: Part, key: str, specs: Sequence[str], colors: dict[str, int | None]) -> None:
-    """The map, the matrix and the confusions; what cannot be made is said in ``part.no_vectors``."""
+def _vectors(part: Part, key: str, specs: Sequence[str], colors: dict[str, int | None]) -> tuple[Shares, Shares] | None:
+    """The map, the matrix and the confusions; what cannot be made is said in ``part.no_vectors``.
+
+    Returns the retrieval that the vectors show before and after, None where one of them is missing.
+    """
     run = part.run
     try:
         texts = vectors.read_texts(specs)
     except UserError as error:
         part.no_vectors.append(f"No maps, similarities and confused sentences: {error}.")
-        return
-    colors |= {code: None for s in texts for code in (s.a, s.b) if code not in colors}
+        return None
     chosen = vectors.compared(texts)
     part.compared = [(texts[n].a, texts[n].texts_a[row], texts[n].b, texts[n].texts_b[row]) for n, row in chosen]
     found: list[tuple[str, str, vectors.Vectors]] = []
@@ -212,6 +150,7 @@ def _vectors(part: Part, key: str, specs: Sequence[str], colors: dict[str, int |
         pairs = [(s.a, s.b) for s in texts]
         part.maps.append(plots.vector_map(f"{key}-{time}", when, vectors.project(of_model), pairs, colors))
         part.matrices.append((when, vectors.similarities(of_model, chosen)))
+    return (_measured(texts, found[0][2]), _measured(texts, found[1][2])) if len(found) == 2 else None
 
 
 def _tag(code: str) -> str:
@@ -232,13 +171,11 @@ def render(folders: Sequence[str | Path], pairs: Sequence[str] | None = None) ->
     runs = [read_run(folder) for folder in folders]
     colors = _language_colors(_languages(runs, pairs))
     parts = []
-    with Progress("report", len(runs), "runs") as bar:
-        for number, run in enumerate(runs):
-            part = Part(number, run, _sentence(run))
-            _retrieval(part, f"r{number}", colors)
-            _vectors(part, f"r{number}", pairs or run.settings.get("eval_pairs") or [], colors)
-            parts.append(part)
-            bar.update()
+    for number, run in enumerate(runs):
+        part = Part(number, run, sentence(run))
+        measured = _vectors(part, f"r{number}", pairs or run.settings.get("eval_pairs") or [], colors)
+        _retrieval(part, f"r{number}", colors, measured)
+        parts.append(part)
     environment = Environment(
         loader=PackageLoader("ppa_fast.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -246,7 +183,7 @@ def render(folders: Sequence[str | Path], pairs: Sequence[str] | None = None) ->
     return environment.get_template("page.html").render(
         title=", ".join(run.name for run in runs),
         parts=parts,
-        glance=_at_a_glance(runs),
+        glance=at_a_glance(runs),
         recent=RECENT,
         losses=_curves(runs, LOSSES),
         course=_curves(runs, COURSE),

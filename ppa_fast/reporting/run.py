@@ -14,6 +14,7 @@ import yaml
 from ppa_fast.errors import UserError
 from ppa_fast.training.metrics import read_lines
 
+OBJECTIVES = {"loss_tlm": "tlm", "loss_moco": "moco", "queue_top1": "moco"}  # by figure: the setting that it hangs on
 RECENT = 5  # lines of metrics.jsonl, by default 50 steps, that a last value is the mean of
 # Settings that say where things lie and how often the run speaks, not what it computes.
 PLACES = {"output", "deepspeed_config", "eval_pairs", "log_every", "eval_every", "save_every", "keep", "resume"}
@@ -52,7 +53,12 @@ class Run:
         return math.ceil((self.settings.get("epochs") or 1.0) * pairs / batch) if pairs and batch else None
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a figure of metrics.jsonl, both empty where it has none; not finite: NaN."""
+        """Steps and values of a figure of metrics.jsonl; not finite: NaN.
+
+        Both are empty where it has none, and for an objective that is off.
+        """
+        if name in OBJECTIVES and not self.settings.get(OBJECTIVES[name], True):
+            return [], []
         found = [record for record in self.metrics if name in record]
         values = [math.nan if record[name] is None else record[name] for record in found]
         if all(map(math.isnan, values)):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppa_fast.data.corpus import read_eval_pairs
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation.embedder import Embedder
+from ppa_fast.evaluation.embedder import MAX_TOKENS, Embedder
 from ppa_fast.evaluation.neighbours import nearest
 from ppa_fast.reporting.run import Run
 from ppa_fast.training.checkpoint import Checkpoints
@@ -51,10 +51,16 @@ def read_texts(specs: Sequence[str]) -> list[Texts]:
     return [Texts(source.a, source.b, a[:LINES], b[:LINES]) for source, a, b in found]
 
 
-def embed(model: str, pooling: str, texts: Sequence[Texts], title: str) -> Vectors:
-    """Each sentence is read once, however many pairs it is in. Raises UserError for a model that cannot be loaded."""
+def embed(model: str, run: Run, texts: Sequence[Texts], title: str) -> Vectors:
+    """Vectors as the run's own evaluations have them: its pooling, its longest sentence.
+
+    Each sentence is read once, however many pairs it is in. Raises UserError for a model that cannot be loaded.
+    """
     numbers = {text: i for i, text in enumerate(dict.fromkeys(t for s in texts for t in (*s.texts_a, *s.texts_b)))}
-    vectors = F.normalize(Embedder(model).sentences(list(numbers), pooling, progress=title), dim=1)
+    embedder = Embedder(model)
+    embedder.max_tokens = min(embedder.max_tokens, run.store.get("max_tokens", MAX_TOKENS))
+    found = embedder.sentences(list(numbers), run.settings["pooling"], progress=f"{run.name}: vectors {title}")
+    vectors = F.normalize(found, dim=1)
 
     def of(side: list[str]) -> Tensor:
         return vectors[[numbers[text] for text in side]]
@@ -64,7 +70,7 @@ def embed(model: str, pooling: str, texts: Sequence[Texts], title: str) -> Vecto
 
 def embed_before(run: Run, texts: Sequence[Texts]) -> Vectors:
     """The base model's vectors."""
-    return embed(run.settings["model"], run.settings["pooling"], texts, f"{run.name}: vectors before")
+    return embed(run.settings["model"], run, texts, "before")
 
 
 def embed_after(run: Run, texts: Sequence[Texts]) -> tuple[int, Vectors]:
@@ -79,9 +85,7 @@ def embed_after(run: Run, texts: Sequence[Texts]) -> tuple[int, Vectors]:
     with TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         export(run.path, model, path.name)
-        return int(path.name.removeprefix("step-")), embed(
-            str(model), run.settings["pooling"], texts, f"{run.name}: vectors after"
-        )
+        return int(path.name.removeprefix("step-")), embed(str(model), run, texts, "after")
 
 
 def spread_out(n: int, k: int) -> list[int]:

@@ -48,6 +48,7 @@ def trained(tiny, tmp_path_factory) -> Trained:
             "queue_size": 32,
             "log_every": 1,
             "eval_every": 2,
+            "save_every": 2,
             "eval_pairs": pairs,
         }
     )

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -124,7 +125,7 @@ def test_several_runs_stand_side_by_side_with_what_differs(tmp_path):
     ]
     page = Page(render(runs))
     rows = [text.split() for text in page.texts("tr")]
-    for row in (["Total", "loss", "2.000", "3.000"], ["temperature", "0.05", "0.2"], ["skipped", "steps", "0", "7"]):
+    for row in (["total", "loss", "2.000", "3.000"], ["temperature", "0.05", "0.2"], ["skipped", "steps", "0", "7"]):
         assert row in rows
     assert ["retrieval,", "last", "30.0", "%", "40.0", "%"] in rows
     assert [title for title in page.texts("figcaption") if title.startswith("Skipped")]
@@ -138,7 +139,7 @@ def test_what_is_missing_is_named_with_its_reason(tmp_path, trained):
     reasons = Page(render([begun, gone])).texts("p", **{"class": "missing"})
     for part in (
         f"{begun}: nothing is logged yet",
-        "The run has no evaluation yet",
+        "The run has logged no evaluation",
         "/nowhere/base: no such folder",
         "the run has saved no checkpoint yet",
         f"{tmp_path}/a: no such file",
@@ -166,6 +167,20 @@ def test_more_languages_than_colours(tmp_path):
     key = page.texts("li")[: len(codes)]
     assert key[0] == "● af"
     assert key[10] == "■ da"
+
+
+def test_retrieval_that_was_not_logged_is_measured_on_the_vectors(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    (folder / "evaluations.jsonl").write_text("")
+    page = Page(render([folder], [trained.pairs[1]]))
+    titles = page.texts("figcaption")
+    assert [title for title in titles if title.startswith("Retrieval before (grey) and after")]
+    assert not [title for title in titles if title.startswith("Retrieval over steps")]
+    # At step 0 the run measured the same, of the same lines.
+    logged = json.loads((trained.folder / "evaluations.jsonl").read_text().splitlines()[0])["pairs"]["zh_Hant-en"]
+    share = 50 * (logged["a_to_b"] + logged["b_to_a"])
+    assert [text for text in page.texts("desc") if text.startswith(f"zh_Hant-en: {share:.1f} before")]
 
 
 def test_pairs_of_the_command_line_stand_in_for_the_runs(trained, tmp_path, capsys):

@@ -48,6 +48,13 @@ def test_values_that_are_not_finite_are_gaps_and_in_no_mean(tmp_path):
     assert (run.recent("loss"), run.median("loss")) == (3.0, 3.0)
 
 
+def test_an_objective_that_is_off_has_no_curves(tmp_path):
+    line = {"step": 1, "loss": 1.0, "loss_tlm": 1.0, "loss_moco": 0.0, "queue_top1": 0.0}
+    run = read_run(write_run(tmp_path / "run", [line], moco=False))
+    shown = [name for name in ("loss", "loss_tlm", "loss_moco", "queue_top1") if run.curve(name)[0]]
+    assert shown == ["loss", "loss_tlm"]
+
+
 def test_a_last_value_is_the_mean_of_the_last_lines(tmp_path):
     run = read_run(write_run(tmp_path / "run", [{"step": n, "loss": float(n)} for n in range(1, 21)]))
     assert run.recent("loss") == 18.0

@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ def test_no_evaluation_pairs_are_an_error_that_tells_what_to_do():
 def test_vectors_before_are_the_base_models(tiny, trained, texts):
     found = vectors.embed_before(read_run(trained.folder), texts)
     embedder = Embedder(str(tiny.model))
+    embedder.max_tokens = 30  # the store's
     for (a, b), s in zip(found, texts, strict=True):
         for side, own in ((a, s.texts_a), (b, s.texts_b)):
             expected = F.normalize(embedder.sentences(own, "cls", progress=""), dim=1)
@@ -47,14 +49,19 @@ def test_vectors_before_are_the_base_models(tiny, trained, texts):
     assert torch.equal(found[0][0], found[1][1])  # the English side of both: each sentence is read once
 
 
-def test_vectors_after_are_the_best_checkpoints(trained, texts, tmp_path):
-    step, found = vectors.embed_after(read_run(trained.folder), texts)
-    export(trained.folder, tmp_path / "export")
-    expected = vectors.embed(str(tmp_path / "export"), "cls", texts, "")
-    assert f"step-{step:08d}" == (trained.folder / "checkpoints" / "best").read_text()
+@pytest.mark.parametrize(("best", "step"), [("step-00000002", 2), (None, 4)])
+def test_vectors_after_are_the_best_checkpoints_or_the_latests(trained, texts, tmp_path, best, step):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    pointer = folder / "checkpoints" / "best"
+    pointer.write_text(best) if best else pointer.unlink(missing_ok=True)
+    run = read_run(folder)
+    at, found = vectors.embed_after(run, texts)
+    assert at == step
+    export(folder, tmp_path / "export", f"step-{step:08d}")
+    expected = vectors.embed(str(tmp_path / "export"), run, texts, "")
     assert all(torch.equal(x, y) for pair in zip(found, expected, strict=True) for x, y in zip(*pair, strict=True))
-    before = vectors.embed_before(read_run(trained.folder), texts)
-    assert not torch.allclose(found[0][0], before[0][0], atol=1e-4)
+    assert not torch.allclose(found[0][0], vectors.embed_before(run, texts)[0][0], atol=1e-4)
 
 
 def test_without_a_checkpoint_there_is_nothing_after(tmp_path, texts):
