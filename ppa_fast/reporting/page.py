@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -87,18 +87,24 @@ def _language_colors(codes: set[str]) -> dict[str, int | None]:
     return {**dict.fromkeys(codes - set(others)), **{code: number for number, code in enumerate(others)}}
 
 
-Shares = dict[str, float]  # precision at 1, the mean of both directions, by language pair
+class Scores(NamedTuple):
+    """Precision at 1, the mean of both directions, by language pair; ``step`` 0 is before training."""
+
+    step: int
+    shares: dict[str, float]
 
 
-def _logged(record: dict[str, Any]) -> Shares:
-    return {pair: fmean((scores["a_to_b"], scores["b_to_a"])) for pair, scores in record["pairs"].items()}
+def _logged(record: dict[str, Any]) -> Scores:
+    pairs = record["pairs"].items()
+    return Scores(record["step"], {pair: fmean((scores["a_to_b"], scores["b_to_a"])) for pair, scores in pairs})
 
 
-def _measured(texts: Sequence[vectors.Texts], of_model: vectors.Vectors) -> Shares:
-    return {f"{s.a}-{s.b}": fmean(retrieval_scores(a, b)) for s, (a, b) in zip(texts, of_model, strict=True)}
+def _measured(step: int, texts: Sequence[vectors.Texts], of_model: vectors.Vectors) -> Scores:
+    sides = zip(texts, of_model, strict=True)
+    return Scores(step, {f"{s.a}-{s.b}": fmean(retrieval_scores(a, b)) for s, (a, b) in sides})
 
 
-def _retrieval(part: Part, key: str, colors: dict[str, int | None], measured: tuple[Shares, Shares] | None) -> None:
+def _retrieval(part: Part, key: str, colors: dict[str, int | None], measured: list[Scores]) -> None:
     """Retrieval as the run logged it; what it did not log before and after is ``measured`` from the vectors."""
     run = part.run
     if run.evaluations:
@@ -108,49 +114,50 @@ def _retrieval(part: Part, key: str, colors: dict[str, int | None], measured: tu
         part.no_retrieval.append("The run has logged no evaluation: --eval-pairs of train.py asks for them.")
     both = run.before_after()
     if both:
-        measured = _logged(both[0]), _logged(both[1])
+        measured = [_logged(record) for record in both]
         for pair, scores in both[1]["pairs"].items():
             shares = [f"{100 * record['pairs'][pair][way]:.1f}" for way in ("a_to_b", "b_to_a") for record in both]
             part.scores.append((pair, [*shares, f"{scores.get('n', 0):,}"]))
-    if measured:
-        means = [{**shares, "mean": fmean(shares.values())} for shares in measured]
-        part.retrieval.append(plots.retrieval_bars(f"{key}-bars", *means))
+    if len(measured) == 2:
+        before, after = ({**scores.shares, "mean": fmean(scores.shares.values())} for scores in measured)
+        part.retrieval.append(plots.retrieval_bars(f"{key}-bars", before, after, measured[1].step))
     elif run.evaluations:
         part.no_retrieval.append(
             "No scores before and after: expected evaluations of the same pairs at step 0 and later."
         )
 
 
-def _vectors(part: Part, key: str, specs: Sequence[str], colors: dict[str, int | None]) -> tuple[Shares, Shares] | None:
+def _vectors(part: Part, key: str, specs: Sequence[str], colors: dict[str, int | None]) -> list[Scores]:
     """The map, the matrix and the confusions; what cannot be made is said in ``part.no_vectors``.
 
-    Returns the retrieval that the vectors show before and after, None where one of them is missing.
+    Returns the retrieval that the vectors show, before and after as far as both are there.
     """
     run = part.run
     try:
         texts = vectors.read_texts(specs)
     except UserError as error:
         part.no_vectors.append(f"No maps, similarities and confused sentences: {error}.")
-        return None
-    chosen = vectors.compared(texts)
-    part.compared = [(texts[n].a, texts[n].texts_a[row], texts[n].b, texts[n].texts_b[row]) for n, row in chosen]
-    found: list[tuple[str, str, vectors.Vectors]] = []
+        return []
+    found: list[tuple[int, vectors.Vectors]] = []
     try:
-        found.append(("before", "Before, by the base model", vectors.embed_before(run, texts)))
+        found.append((0, vectors.embed_before(run, texts)))
     except UserError as error:
         part.no_vectors.append(f"No map and similarities before training: {error}.")
     try:
         step, after = vectors.embed_after(run, texts)
-        found.append(("after", f"After, at step {step:,}", after))
+        found.append((step, after))
         part.confusions, wrong, total = vectors.confusions(texts, after)
         part.confused = f"At step {step:,}, {wrong:,} of {total:,} sentences have a wrong nearest neighbour."
     except UserError as error:
         part.no_vectors.append(f"No map, similarities and confused sentences after training: {error}.")
-    for time, when, of_model in found:
-        pairs = [(s.a, s.b) for s in texts]
-        part.maps.append(plots.vector_map(f"{key}-{time}", when, vectors.project(of_model), pairs, colors))
+    chosen = vectors.compared(texts)
+    part.compared = [(texts[n].a, texts[n].texts_a[row], texts[n].b, texts[n].texts_b[row]) for n, row in chosen]
+    for step, of_model in found:
+        when = f"After, at step {step:,}" if step else "Before, by the base model"
+        pairs, projection = [(s.a, s.b) for s in texts], vectors.project(of_model)
+        part.maps.append(plots.vector_map(f"{key}-map-{step}", when, projection, pairs, colors))
         part.matrices.append((when, vectors.similarities(of_model, chosen)))
-    return (_measured(texts, found[0][2]), _measured(texts, found[1][2])) if len(found) == 2 else None
+    return [_measured(step, texts, of_model) for step, of_model in found]
 
 
 def _tag(code: str) -> str:

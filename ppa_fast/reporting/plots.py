@@ -190,8 +190,8 @@ def retrieval_curves(name: str, pairs: dict[str, tuple[list[int], list[float]]],
         return Picture(_svg(figure, name, caption, f"{said} {steps[-1]:,}."), caption)
 
 
-def retrieval_bars(name: str, before: dict[str, float], after: dict[str, float]) -> Picture:
-    """Shares before and after, a pair of bars for each key, in the given order."""
+def retrieval_bars(name: str, before: dict[str, float], after: dict[str, float], step: int) -> Picture:
+    """Shares before and after, at ``step``: a pair of bars for each key, in the given order."""
     names = list(after)
     with _figure(40 + 27 * len(names)) as figure:
         axes = figure.add_subplot()
@@ -207,7 +207,7 @@ def retrieval_bars(name: str, before: dict[str, float], after: dict[str, float])
         axes.set_xticks(range(0, 101, 25))
         axes.grid(visible=False, axis="y")
         said = "; ".join(f"{key}: {100 * before[key]:.1f} before, {100 * after[key]:.1f} after" for key in names)
-        caption = "Retrieval before (grey) and after, precision at 1 in %"
+        caption = f"Retrieval before (grey) and at step {step:,}, precision at 1 in %"
         return Picture(_svg(figure, name, caption, f"{said}."), caption)
 
 

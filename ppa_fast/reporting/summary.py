@@ -63,7 +63,8 @@ def at_a_glance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     line("retrieval, last", [_percent(run.evaluations[-1]["mean"]) if run.evaluations else "" for run in runs])
     best = [max(run.evaluations, key=lambda record: record["mean"], default=None) for run in runs]
     if any(record and record is not run.evaluations[-1] for record, run in zip(best, runs, strict=True)):
-        line("retrieval, best", [f"{_percent(r['mean'])} (step {r['step']:,})" if r else "" for r in best])
+        line("retrieval, best", [_percent(record["mean"]) if record else "" for record in best])
+        line("best at step", [f"{record['step']:,}" if record else "" for record in best])
     for name, title in LOSSES.items():
         figures(title, lambda run, name=name: run.recent(name), "{:.3f}")
     figures("pairs/s (median)", lambda run: run.median("pairs_per_s"), "{:,.0f}")

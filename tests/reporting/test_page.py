@@ -66,7 +66,7 @@ def test_every_part_has_its_figures(page, trained):
     assert not [title for title in titles if "Skipped" in title]  # none was
     assert [title.split(",")[0] for title in titles[-4:]] == [
         "Retrieval over steps",
-        "Retrieval before (grey) and after",
+        "Retrieval before (grey) and at step 4",
         "Before",
         "After",
     ]
@@ -175,12 +175,12 @@ def test_retrieval_that_was_not_logged_is_measured_on_the_vectors(trained, tmp_p
     (folder / "evaluations.jsonl").write_text("")
     page = Page(render([folder], [trained.pairs[1]]))
     titles = page.texts("figcaption")
-    assert [title for title in titles if title.startswith("Retrieval before (grey) and after")]
+    assert [title for title in titles if title.startswith("Retrieval before (grey) and at step")]
     assert not [title for title in titles if title.startswith("Retrieval over steps")]
-    # At step 0 the run measured the same, of the same lines.
+    # At step 0 the run measured the same lines; all cosines of random weights are near 1, so rounding decides a few.
     logged = json.loads((trained.folder / "evaluations.jsonl").read_text().splitlines()[0])["pairs"]["zh_Hant-en"]
-    share = 50 * (logged["a_to_b"] + logged["b_to_a"])
-    assert [text for text in page.texts("desc") if text.startswith(f"zh_Hant-en: {share:.1f} before")]
+    (text,) = [text for text in page.texts("desc") if text.startswith("zh_Hant-en: ")]
+    assert float(text.split()[1]) == pytest.approx(50 * (logged["a_to_b"] + logged["b_to_a"]), abs=5)
 
 
 def test_pairs_of_the_command_line_stand_in_for_the_runs(trained, tmp_path, capsys):

@@ -28,7 +28,7 @@ def pictures():
     return [
         curve(),
         plots.retrieval_curves("r", {"en-de": ([0, 50], [0.1, 0.5])}, {"en-de": 0}),
-        plots.retrieval_bars("b", {"en-de": 0.1, "mean": 0.1}, {"en-de": 0.5, "mean": 0.5}),
+        plots.retrieval_bars("b", {"en-de": 0.1, "mean": 0.1}, {"en-de": 0.5, "mean": 0.5}, 50),
         plots.vector_map(
             "m", "before", Projection(points, 0.3), [("en", "de"), ("fr", "en")], {"en": None, "de": 0, "fr": 1}
         ),
@@ -73,7 +73,7 @@ def test_the_same_figure_twice_is_the_same_text():
 
 def test_words_stay_words():
     assert "step" in texts(curve().svg)
-    bars = plots.retrieval_bars("b", {"$x$ <b>": 0.1}, {"$x$ <b>": 0.512})
+    bars = plots.retrieval_bars("b", {"$x$ <b>": 0.1}, {"$x$ <b>": 0.512}, 50)
     assert {"$x$ <b>", "51.2", "10.0"} <= set(texts(bars.svg))
 
 
