@@ -41,6 +41,7 @@ from ppa_fast.model.encoder import load_config
 from ppa_fast.model.initialise import init_model
 from ppa_fast.ops import library
 from ppa_fast.ops.assemble import Assembled
+from ppa_fast.training.utilisation import PEAKS
 
 ROOT = Path(__file__).resolve().parent.parent
 MEDIAN, SIGMA, LONGEST = 24, 0.5, 126
@@ -68,8 +69,6 @@ SIZES = {
     "xlmr-base": Size("xlm-roberta", 250_002, 12, 768, 12, 256, 32768),
     "quick": Size("bert", 1000, 2, 64, 4, 16, 64),
 }
-NVIDIA = {"H100": 989e12, "H200": 989e12}
-"""Floating-point operations/s of dense bf16 products as the vendor states them, by a word of the device's name."""
 
 
 def make(folder: Path, size: Size) -> None:
@@ -268,7 +267,7 @@ def run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     size = SIZES[options.model]
     machine = MACHINES[options.device](options.quick)
     rates = {dtype: machine.rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    stated = next((flop for word, flop in NVIDIA.items() if word in machine.name), None)
+    stated = next((flop for word, flop in PEAKS.items() if word in machine.name), None)
     ceiling = stated or max(rates.values())
     # bf16 where it is worth it: a CPU without products in bf16 is slower at them than in fp32.
     dtype = torch.bfloat16 if rates[torch.bfloat16] > 1.2 * rates[torch.float32] else torch.float32

@@ -103,13 +103,15 @@ def main() -> None:
     for encoder, folder in zip((model, export), topics, strict=True):
         run(*finetune, *flags, "--model", encoder, "--out", folder)
 
+    run("ppa-fast", "report", training, "--out", out / "report.html")
+
     before, after = (_read(out / f"{name}.json") for name in ("before", "after"))
     scores = [_read(folder / "result.json")["runs"][0]["test"] for folder in topics]
     summary = {"before": before, "after": after, "topic": dict(zip(("before", "after"), scores, strict=True))}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print(f"\n{format_table(after, before)}\n\n{topic_table(*scores)}\n")
     print(f"{time.monotonic() - begin:,.0f} s in all. What it made:")
-    for part in (*PARTS, "summary.json"):
+    for part in (*PARTS, "summary.json", "report.html"):
         print(f"  {out / part}")
 
 

@@ -36,6 +36,7 @@ def test_the_demo_types_valid_commands_and_ends_with_scores_before_and_after(mon
         assert summary["topic"][time] == {x: {"accuracy": 1.0 if x == "en" else score} for x in LANGUAGES}
 
     text = capsys.readouterr().out
+    assert text.rstrip().endswith(str(tmp_path / "report.html"))
     assert "English itself: 100.0 before, 100.0 after." in text
     assert "most frequent topic is 15.2 %" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]

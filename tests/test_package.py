@@ -35,6 +35,7 @@ def test_the_sdist_holds_what_a_build_and_a_run_need(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "ppa_fast/train.py", "ds_configs/gpu1.json"}
+    needed |= {"ppa_fast/reporting/page.html"}
     assert needed <= names
 
 

@@ -1,10 +1,16 @@
-"""What runs are worth: ``ppa-fast ablate``; argument parsing only."""
+"""What runs are worth: ``ppa-fast report`` and ``ablate``; argument parsing only."""
 
 from __future__ import annotations
 
 import argparse
 
 from ppa_fast.cli.verb import Verbs, add_verb
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from ppa_fast.reporting.page import report
+
+    print(f"report in {report(arguments.runs, arguments.out, arguments.pairs)}")
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
@@ -14,7 +20,24 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    """Adds ``ablate``."""
+    """Adds ``report`` and ``ablate``."""
+    p = add_verb(
+        verbs,
+        "report",
+        "write a page (HTML, one file) of one or several runs, finished or in progress",
+        "ppa-fast report runs/mine runs/other --out report.html",
+        _report,
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
+    p.add_argument("--out", metavar="FILE", help="(default: report.html in the first run folder)")
+    p.add_argument(
+        "--pairs",
+        nargs="+",
+        action="extend",
+        metavar="SPEC",
+        help="evaluation sets of the sentence vectors, if not the run's own: en-de:dev.en,dev.de …",
+    )
+
     p = add_verb(
         verbs,
         "ablate",

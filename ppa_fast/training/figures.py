@@ -71,17 +71,21 @@ class Figures:
 
 
 class Rates:
-    """Pairs and encoder tokens per second since the last reading; pauses do not count."""
+    """Pairs and encoder tokens per second since the last reading, and the share of ``peak`` operations/s that the model
+    used (None: not known); pauses do not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak: float | None = None) -> None:
+        self._peak = peak
         self._start()
 
     def _start(self) -> None:
         self._begin, self._pairs, self._tokens = time.monotonic(), 0, 0
+        self._flop = 0.0
 
-    def count(self, pairs: int, tokens: int) -> None:
+    def count(self, pairs: int, tokens: int, flop: float) -> None:
         self._pairs += pairs
         self._tokens += tokens
+        self._flop += flop
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -90,9 +94,13 @@ class Rates:
         yield
         self._begin += time.monotonic() - begin
 
-    def read(self) -> dict[str, float]:
-        """``pairs_per_s`` and ``tokens_per_s``; counting starts anew."""
+    def read(self) -> dict[str, float | None]:
+        """``pairs_per_s``, ``tokens_per_s`` and ``mfu`` (a share or None); counting starts anew."""
         seconds = max(time.monotonic() - self._begin, 1e-9)
-        rates = {"pairs_per_s": self._pairs / seconds, "tokens_per_s": self._tokens / seconds}
+        rates: dict[str, float | None] = {
+            "pairs_per_s": self._pairs / seconds,
+            "tokens_per_s": self._tokens / seconds,
+            "mfu": self._flop / seconds / self._peak if self._peak else None,
+        }
         self._start()
         return rates

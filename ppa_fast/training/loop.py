@@ -34,7 +34,7 @@ from ppa_fast.ops.assemble import Assembled, assemble
 from ppa_fast.ops.philox import torch_seed
 from ppa_fast.progress import Progress, note
 from ppa_fast.settings import Settings, write_yaml
-from ppa_fast.training import distributed
+from ppa_fast.training import distributed, utilisation
 from ppa_fast.training.checkpoint import Checkpoints, read_state, read_tensors
 from ppa_fast.training.evaluation import evaluate_pairs
 from ppa_fast.training.feed import Feed
@@ -94,10 +94,12 @@ class Trainer:
         import deepspeed
 
         self.plan, self.settings, self.device = plan, plan.settings, device
+        self.device_name = utilisation.device_name(device)
         self.rank, self.world = distributed.rank(), distributed.world_size()
         settings, config = plan.settings, plan.config
 
         mlm = load_masked_lm(settings.model)
+        self.model_config = mlm.config
         freeze_layers(mlm, settings.freeze_layers)
         if settings.activation_checkpointing:
             checkpoint_activations(mlm)
@@ -213,9 +215,14 @@ class Trainer:
             self.skipped += 1
         self.step += 1
         # Special tokens: three of a TLM sequence; two of each of a pair's sentences.
-        tokens = settings.tlm * (totals.text_tokens + 3 * pairs) + settings.moco * (totals.text_tokens + 4 * pairs)
-        known = {"step": self.step, "lr": lr, "grad_norm": norm, "skipped": self.skipped}
-        return Figures(sums, self.weights, totals.masked, pairs, **known, applied=applied, tokens=tokens)
+        tlm_tokens, moco_tokens = (
+            settings.tlm * (totals.text_tokens + 3 * pairs),
+            settings.moco * (totals.text_tokens + 4 * pairs),
+        )
+        flop = utilisation.step_flop(self.model_config, tlm_tokens, moco_tokens, totals.masked, settings.freeze_layers)
+        known = {"step": self.step, "lr": lr, "grad_norm": norm, "skipped": self.skipped, "applied": applied}
+        known |= {"tokens": tlm_tokens + moco_tokens, "flop": flop}
+        return Figures(sums, self.weights, totals.masked, pairs, **known)
 
     # The run around it.
 
@@ -229,7 +236,8 @@ class Trainer:
         evaluation = self.evaluate() if self.step == 0 else None
         stop = False
         launched: deque[Figures] = deque()
-        rates = Rates()
+        peak = utilisation.peak(self.device_name, self.plan.config.dtype)
+        rates = Rates(peak and peak * self.world)
         with Progress("train", steps, "steps", initial=self.step, enabled=self.rank == 0) as bar:
             while self.step < steps and not stop:
                 launched.append(self.train_step())
@@ -259,14 +267,20 @@ class Trainer:
     def _report(self, record: dict[str, Any], rates: Rates, bar: Progress, last: bool) -> None:
         """Says what a step did: on the bar, in the logs, and by an error if too many in a row were not finite."""
         settings, step = self.settings, record["step"]
-        rates.count(self.plan.config.batch, record["tokens"])
+        rates.count(self.plan.config.batch, record["tokens"], record["flop"])
         bar.update(1, f"loss {record['loss']:.3f} top-1 {record['queue_top1']:.2f}")
         if self.rank == 0 and (last or step == self.plan.steps or step % settings.log_every == 0):
             line = {name: record[name] for name in LOGGED} | rates.read()
-            self.metrics.write({**{name: _plain(value) for name, value in line.items()}, "world_size": self.world})
+            line |= {"memory_gib": utilisation.peak_memory(self.device)}
+            where = {"world_size": self.world, "device": self.device_name}
+            self.metrics.write({**{name: _plain(value) for name, value in line.items()}, **where})
             samples = step * self.plan.config.batch
             self.monitor.write_events(
-                [(f"Train/{name}", value, samples) for name, value in line.items() if name != "step"]
+                [
+                    (f"Train/{name}", value, samples)
+                    for name, value in line.items()
+                    if name != "step" and value is not None
+                ]
             )
         # In fp16 a gradient may overflow where the loss does not: the loss scale is being found.
         if record["applied"] or (self.plan.config.dtype == torch.float16 and math.isfinite(record["loss"])):

@@ -90,9 +90,9 @@ def tensors(run: str | Path, step: int, name: str) -> dict[str, Tensor]:
 
 
 def metrics(run: str | Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the clock's readings."""
+    """metrics.jsonl without the readings of the clock and of the memory."""
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in lines]
+    return [{k: v for k, v in line.items() if not k.endswith("_per_s") and k != "memory_gib"} for line in lines]
 
 
 def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

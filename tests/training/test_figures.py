@@ -37,14 +37,20 @@ def test_nothing_masked_is_a_loss_of_0():
 def test_rates_leave_pauses_out_and_start_anew(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(figures.time, "monotonic", lambda: now[0])
-    rates = Rates()
-    rates.count(10, 100)
+    rates = Rates(peak=1000.0)
+    rates.count(10, 100, 400)
     now[0] = 2.0
     with rates.paused():
         now[0] = 50.0
-    rates.count(10, 100)
+    rates.count(10, 100, 600)
     now[0] = 52.0
-    assert rates.read() == {"pairs_per_s": 5.0, "tokens_per_s": 50.0}
-    rates.count(3, 6)
+    assert rates.read() == {"pairs_per_s": 5.0, "tokens_per_s": 50.0, "mfu": 0.25}
+    rates.count(3, 6, 100)
     now[0] = 53.0
-    assert rates.read() == {"pairs_per_s": 3.0, "tokens_per_s": 6.0}
+    assert rates.read() == {"pairs_per_s": 3.0, "tokens_per_s": 6.0, "mfu": 0.1}
+
+
+def test_utilisation_of_an_unknown_peak_is_unknown():
+    rates = Rates()
+    rates.count(1, 1, 1)
+    assert rates.read()["mfu"] is None

@@ -30,7 +30,7 @@ from tests.training.harness import metrics, run_here, tensors, trainer_here
 
 KEYS = {
     *("step", "loss", "loss_tlm", "loss_moco", "queue_top1", "lr", "grad_norm", "pairs_per_s", "tokens_per_s"),
-    *("world_size", "skipped"),
+    *("world_size", "skipped", "device", "memory_gib", "mfu"),
 }
 
 
@@ -122,6 +122,8 @@ def test_lines_of_metrics(job, tmp_path):
         assert line["pairs_per_s"] > 0
         assert line["tokens_per_s"] > line["pairs_per_s"]  # a pair has more than one token
         assert (line["world_size"], line["skipped"]) == (1, 0)
+        assert (line["device"], line["mfu"]) == ("CPU", None)  # a CPU's peak is not known
+        assert 0.01 < line["memory_gib"] < 100
         assert line["grad_norm"] > 0
 
 
