@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ppa_fast.data.corpus import Drop, Item, Pair, Source
 from ppa_fast.data.filters import Filters
 from ppa_fast.data.languages import standard_code
+from ppa_fast.data.source import Drop, Item, Pair, Source
 from ppa_fast.files import writing
 
 DUPLICATE = "duplicate"
@@ -56,6 +56,14 @@ class UniqueSource:
     @property
     def paths(self) -> list[Path]:
         return self.source.paths
+
+    @property
+    def bytes_total(self) -> int | None:
+        return self.source.bytes_total
+
+    @property
+    def bytes_read(self) -> int:
+        return self.source.bytes_read
 
     def read(self) -> Iterator[Item]:
         """As the source's own."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
-from ppa_fast.data.corpus import Drop, Item, Pair
+from ppa_fast.data.compression import Meter
 from ppa_fast.data.examples import parse_files
 from ppa_fast.data.languages import is_code, is_english, standard_code
 from ppa_fast.data.lines import Reject, count_lines, decoded_lines
+from ppa_fast.data.source import Drop, Item, Pair
 from ppa_fast.errors import UserError
 
 
@@ -32,6 +33,7 @@ class MultiSource:
     b: str
     files: dict[str, Path]
     pivots: tuple[str, ...]
+    meter: Meter = field(default_factory=Meter, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -43,13 +45,24 @@ class MultiSource:
         """The files that are read: of the pivots, the last of which is ``a``, then of ``b``."""
         return [self.files[code] for code in (*self.pivots, self.b)]
 
+    @property
+    def bytes_total(self) -> int:
+        """The size of the files that are read."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of ``bytes_total`` the latest :meth:`read` has read so far."""
+        return self.meter.bytes
+
     def read(self) -> Iterator[Item]:
         """One item for each row, in order.
 
         Raises:
             UserError: files of unequal length, all of which it counts, or a broken file.
         """
-        for number, row in enumerate(zip_longest(*map(decoded_lines, self.paths)), 1):
+        self.meter.bytes = 0
+        for number, row in enumerate(zip_longest(*(decoded_lines(path, self.meter) for path in self.paths)), 1):
             if None in row:
                 counts = ", ".join(f"{path} {count_lines(path):,}" for path in self.files.values())
                 raise UserError(f"--multi: files of unequal length: {counts} lines; line i of all must be one sentence")

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from ppa_fast import __version__
-from ppa_fast.data.corpus import Drop, Item, Pair, Source, parse_pairs, sentence_group
+from ppa_fast.data.corpus import parse_pairs, sentence_group
 from ppa_fast.data.dropped import DROPPED, Samples, format_table
 from ppa_fast.data.duplicates import SeenPairs, UniqueSource
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
@@ -31,6 +31,7 @@ from ppa_fast.data.filters import Filters
 from ppa_fast.data.journal import JOURNAL, Journal
 from ppa_fast.data.lines import Reject
 from ppa_fast.data.multi import parse_multi
+from ppa_fast.data.source import AS_NAMED, Drop, Item, Pair, ReadOptions, Source
 from ppa_fast.data.store import (
     MAX_TOKENS_LIMIT,
     StoreWriter,
@@ -130,6 +131,7 @@ def prepare(
     pivots: Sequence[str] = (),
     filters: Filters | None = None,
     deduplicate: bool = False,
+    options: ReadOptions = AS_NAMED,
 ) -> dict[str, Any]:
     """Encodes parallel text into a token store and returns its manifest.
 
@@ -137,7 +139,7 @@ def prepare(
     and of kills: called again with the same arguments, it goes on from the last shard.
 
     Args:
-        pairs: ``en-de:train.en,train.de`` or ``en-fr:corpus.tsv``, ``.gz`` as it is; several of one language pair too.
+        pairs: what :func:`parse_pairs` reads; several of one language pair too.
         tokenizer: Hugging Face name or folder of a fast tokenizer.
         out: the store, a new or empty folder or what a killed prepare left; with ``append`` a finished store.
         max_tokens: longer sentences are truncated to it, special tokens not counted.
@@ -148,6 +150,7 @@ def prepare(
         pivots: languages of ``multi`` that are paired with all others (default: English).
         filters: which pairs are dropped (default: none).
         deduplicate: drops pairs that came before in what this call reads; those of ``multi`` always are.
+        options: the format and columns of the files of ``pairs``, where their names do not say it.
 
     Raises:
         UserError: an argument that cannot be used, a file that is broken as a whole, no usable pair, or more unusable
@@ -167,7 +170,7 @@ def prepare(
     if pivots and not multi:
         raise UserError(f"--pivots {' '.join(pivots)}: expected --multi, whose languages they are")
     filters, seen = filters or Filters(), SeenPairs(out)
-    sources: list[Source] = [parse_pairs(spec) for spec in pairs]
+    sources: list[Source] = [parse_pairs(spec, options) for spec in pairs]
     if deduplicate:
         sources = [UniqueSource(source, seen, filters) for source in sources]
     sources += [UniqueSource(source, seen, filters) for specs in multi for source in parse_multi(specs, pivots)]
@@ -186,7 +189,13 @@ def prepare(
     arguments = {
         "package_version": __version__,
         "pairs": list(pairs),
-        "files": [[path.stat().st_size, path.stat().st_mtime_ns] for source in sources for path in source.paths],
+        "files": [
+            [path.stat().st_size, path.stat().st_mtime_ns]
+            for source in sources
+            for path in source.paths
+            if path.is_file()
+        ],
+        "options": repr(options),
         "tokenizer": fingerprint,
         "max_tokens": max_tokens,
         "multi": [list(specs) for specs in multi],
