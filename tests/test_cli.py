@@ -320,6 +320,20 @@ def test_the_command_calls_the_packages_function(monkeypatch, capsys, name, comm
     assert given == expected[name]
 
 
+def test_filters_are_flags_of_prepare(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        importlib.import_module("ppa_fast.data.prepare"), "prepare", lambda *_, **named: calls.append(named)
+    )
+    command = "prepare --multi en:a de:b --multi en:c fr:d --pivots en de --tokenizer t --out o --length-ratio 3"
+    command += " --min-length 2 --max-length 9 --drop-identical --keep-match a b --keep-match c --drop-match d"
+    assert cli.main([*command.split(), "--min-score", "-1.5", "--deduplicate"]) == 0
+    (named,) = calls
+    filters = Filters(3.0, 2, 9, True, ("a", "b", "c"), ("d",), -1.5)
+    assert (named["filters"], named["deduplicate"], named["pivots"]) == (filters, True, ["en", "de"])
+    assert named["multi"] == [["en:a", "de:b"], ["en:c", "fr:d"]]
+
+
 def test_train_calls_the_packages_function(monkeypatch):
     calls = []
     monkeypatch.setattr("ppa_fast.training.loop.train", calls.append)

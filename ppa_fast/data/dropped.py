@@ -10,7 +10,7 @@ from typing import Any
 
 import xxhash
 
-from ppa_fast.data.corpus import Drop
+from ppa_fast.data.source import Drop
 from ppa_fast.files import write_text
 
 DROPPED = "dropped.json"

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ppa_fast.data.corpus import Drop, Item, Pair, Source
 from ppa_fast.data.filters import Filters
 from ppa_fast.data.languages import standard_code
+from ppa_fast.data.source import Drop, Item, Pair, Source
 from ppa_fast.files import writing
 
 DUPLICATE = "duplicate"
-CHUNK_ITEMS = 512  # read ahead, so that the table is asked in bulk: 32 MB where every line is as long as may be
+CHUNK_ITEMS = 512  # read ahead, so that the table is asked in bulk: 64 MB where every line is as long as may be
 FIRST_SLOTS = 1 << 16
 SLOT_BYTES = 16
 MAX_LOAD = 0.75

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import langcodes
 
-from ppa_fast.data.corpus import Pair, Source
 from ppa_fast.data.languages import base_language
+from ppa_fast.data.source import Pair, Source
 from ppa_fast.errors import UserError
 
 if TYPE_CHECKING:

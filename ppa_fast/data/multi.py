@@ -8,10 +8,10 @@ from itertools import zip_longest
 from pathlib import Path
 
 from ppa_fast.data.compression import Meter
-from ppa_fast.data.corpus import Drop, Item, Pair
 from ppa_fast.data.examples import parse_files
 from ppa_fast.data.languages import is_code, is_english, standard_code
 from ppa_fast.data.lines import Reject, count_lines, decoded_lines
+from ppa_fast.data.source import Drop, Item, Pair
 from ppa_fast.errors import UserError
 
 
@@ -47,7 +47,7 @@ class MultiSource:
 
     @property
     def bytes_total(self) -> int:
-        """The size of the files, packed as they are."""
+        """The size of the files that are read."""
         return sum(path.stat().st_size for path in self.paths)
 
     @property
@@ -61,6 +61,7 @@ class MultiSource:
         Raises:
             UserError: files of unequal length, all of which it counts, or a broken file.
         """
+        self.meter.bytes = 0
         for number, row in enumerate(zip_longest(*(decoded_lines(path, self.meter) for path in self.paths)), 1):
             if None in row:
                 counts = ", ".join(f"{path} {count_lines(path):,}" for path in self.files.values())

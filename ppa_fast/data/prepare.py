@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from ppa_fast import __version__
-from ppa_fast.data.corpus import AS_NAMED, Drop, Item, Pair, ReadOptions, Source, parse_pairs, sentence_group
+from ppa_fast.data.corpus import parse_pairs, sentence_group
 from ppa_fast.data.dropped import DROPPED, Samples, format_table
 from ppa_fast.data.duplicates import SeenPairs, UniqueSource
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
@@ -31,6 +31,7 @@ from ppa_fast.data.filters import Filters
 from ppa_fast.data.journal import JOURNAL, Journal
 from ppa_fast.data.lines import Reject
 from ppa_fast.data.multi import parse_multi
+from ppa_fast.data.source import AS_NAMED, Drop, Item, Pair, ReadOptions, Source
 from ppa_fast.data.store import (
     MAX_TOKENS_LIMIT,
     StoreWriter,

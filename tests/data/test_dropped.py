@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppa_fast.data.corpus import Drop
 from ppa_fast.data.dropped import SAMPLES, Samples, format_table
 from ppa_fast.data.filters import Filters
 from ppa_fast.data.prepare import prepare
+from ppa_fast.data.source import Drop
 from ppa_fast.data.store import Store
 from ppa_fast.errors import UserError
 

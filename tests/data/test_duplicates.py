@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppa_fast.data import duplicates as module
-from ppa_fast.data.corpus import Drop, Item, Pair
 from ppa_fast.data.duplicates import SeenPairs, UniqueSource
 from ppa_fast.data.filters import Filters
 from ppa_fast.data.lines import Reject
+from ppa_fast.data.source import Drop, Item, Pair
 from ppa_fast.errors import UserError
 
 
@@ -29,6 +29,8 @@ class Listed:
     b: str = "de"
     name: str = ""
     paths: tuple[Path, ...] = (Path("t.en"), Path("t.de"))
+    bytes_total: int = 0
+    bytes_read: int = 0
 
     def read(self) -> Iterator[Item]:
         return iter(self.items)

@@ -12,18 +12,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppa_fast.data.corpus import Pair, PairSource
 from ppa_fast.data.filters import Filters, length
+from ppa_fast.data.formats import moses
+from ppa_fast.data.source import Pair, PairSource
 from ppa_fast.errors import UserError
 
 FILE = Path("corpus.tsv")
-EN_DE = PairSource("en", "de", FILE, None)
+
+
+def source(a: str, b: str) -> PairSource:
+    return PairSource(a, b, [FILE], moses.read)
+
+
+EN_DE = source("en", "de")
 GERMAN = "Der Rat hat gestern einen neuen Haushalt beschlossen."
 ENGLISH = "The council agreed on a new budget yesterday."
 
 
-def check(filters: Filters, a: str, b: str, score: float | None = None, source: PairSource = EN_DE) -> str:
-    return filters.check(Pair(a, b, a, score), source)
+def check(filters: Filters, a: str, b: str, score: float | None = None, languages: PairSource = EN_DE) -> str:
+    return filters.check(Pair(a, b, a, score), languages)
 
 
 def test_lengths_count_wide_characters_threefold() -> None:
@@ -134,13 +141,13 @@ def test_language_id_knows_codes_as_they_are_spelled() -> None:
     filters = Filters(language_id=True)
     norwegian = "Kommunen vedtok i går et nytt budsjett for neste år."
     for code in ("nb", "no", "nob"):
-        assert check(filters, ENGLISH, norwegian, source=PairSource("eng", code, FILE, None)) == ""
-    chinese = PairSource("en_GB", "cmn_Hans", FILE, None)
-    assert check(filters, ENGLISH, "市议会昨天通过了新的预算。", source=chinese) == ""
-    assert check(filters, ENGLISH, GERMAN, source=chinese) == "not identified as cmn_Hans"
+        assert check(filters, ENGLISH, norwegian, languages=source("eng", code)) == ""
+    chinese = source("en_GB", "cmn_Hans")
+    assert check(filters, ENGLISH, "市议会昨天通过了新的预算。", languages=chinese) == ""
+    assert check(filters, ENGLISH, GERMAN, languages=chinese) == "not identified as cmn_Hans"
     with pytest.raises(UserError, match=r"--language-id: got is not among the 1.. languages"):
-        filters.check_languages([EN_DE, PairSource("en", "got", FILE, None)])
-    Filters().check_languages([PairSource("en", "got", FILE, None)])
+        filters.check_languages([EN_DE, source("en", "got")])
+    Filters().check_languages([source("en", "got")])
 
 
 def test_language_id_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,8 +170,8 @@ def test_real_text_passes_and_other_languages_do_not() -> None:
             (folder / f"tatoeba.{code}-eng.{side}").read_text(encoding="utf-8").splitlines() for side in (code, "eng")
         ]
         pairs = list(zip(*sides, strict=True))[::4]
-        source = PairSource(code, "eng", FILE, None)
-        kept = sum(check(filters, a, b, source=source) == "" for a, b in pairs)
-        dropped = sum(check(filters, b, b, source=source) == f"not identified as {code}" for _, b in pairs)
+        languages = source(code, "eng")
+        kept = sum(check(filters, a, b, languages=languages) == "" for a, b in pairs)
+        dropped = sum(check(filters, b, b, languages=languages) == f"not identified as {code}" for _, b in pairs)
         assert kept >= 0.98 * len(pairs), code
         assert dropped >= 0.98 * len(pairs), code

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ppa_fast.data.corpus import Drop, Pair
 from ppa_fast.data.lines import NOT_UTF8, Reject
 from ppa_fast.data.multi import parse_multi
+from ppa_fast.data.source import Drop, Pair
 from ppa_fast.errors import UserError
 
 Files = Callable[..., list[str]]

@@ -214,7 +214,7 @@ def test_bad_arguments_are_said_before_any_work(
         ({"pairs": []}, "--pairs: none given"),
         ({"pairs": [spec, spec.replace("en-de", "en-qq")]}, "unknown language code 'qq'"),
         ({"pairs": [spec, f"en-de:{tmp_path}/absent.tsv"]}, r"absent\.tsv: no such file"),
-        ({"pairs": [f"en-de:{tmp_path}"]}, "not a regular file"),
+        ({"pairs": [f"en-de:{tmp_path}"]}, "is a folder; the folder of a data set is hf:"),
         ({"tokenizer": str(tmp_path / "absent")}, "absent: no such folder"),
         ({"out": full}, r"full: not empty \(notes\.txt\)"),
         ({"out": tmp_path / "t.en"}, "exists and is not a folder"),
@@ -463,7 +463,7 @@ def test_killed_again_and_again(tmp_path: Path, three_shards: dict[str, Any]) ->
     """The calls until a kill are drawn anew each time; more than the 20 or so of a shard bring it on."""
     rng = random.Random(5)
     kills = [rng.randint(3, 40) for _ in range(20)]
-    assert run_killed({**three_shards, "out": str(tmp_path / "store")}, [*kills, 0]) >= 3
+    assert run_killed({**three_shards, "out": str(tmp_path / "store")}, [*kills, 0]) >= 2
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
@@ -476,7 +476,7 @@ def test_killed_with_duplicates(tmp_path: Path, three_shards: dict[str, Any]) ->
     manifest = prepare(**arguments, out=tmp_path / "unique")
     dropped = {name: counts["dropped"] for name, counts in manifest["language_pairs"].items()}
     assert dropped == {"en-de": {"duplicate": 64}, "fr-en": {"duplicate": 29}}
-    assert run_killed({**arguments, "out": str(tmp_path / "store")}, [30, 25, 40, 0]) == 3
+    assert run_killed({**arguments, "out": str(tmp_path / "store")}, [30, 25, 0]) == 2
     assert contents(tmp_path / "store") == contents(tmp_path / "unique")
 
 
