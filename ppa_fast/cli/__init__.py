@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ppa_fast import __version__
 from ppa_fast.cli import evaluate, finetune
-from ppa_fast.cli.verb import PAIRS_HELP, add_verb
+from ppa_fast.cli.verb import PAIRS_HELP, add_read_options, add_verb, read_options
 from ppa_fast.errors import UserError, input_error
 
 BAD_INPUT = 2  # exit status of a UserError, as of a wrong command line
@@ -86,6 +86,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         max_rejected=arguments.max_rejected,
         append=arguments.append,
+        options=read_options(arguments),
     )
 
 
@@ -187,6 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--workers", type=int, metavar="N", help="encoding processes (default: one a core)")
     p.add_argument("--max-rejected", type=float, default=0.05, metavar="SHARE", help="(default 0.05)")
+    add_read_options(p)
 
     evaluate.add_verbs(verbs)
     finetune.add_verbs(verbs)

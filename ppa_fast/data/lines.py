@@ -1,31 +1,35 @@
 """Lines of text files, plain or compressed, none of them taken for good before it is read.
 
 Files are read as bytes and split at ``\\n`` only (``str.splitlines`` would also split at U+2028 or U+0085, inside a
-sentence, and shift everything behind it). A line is never held in memory whole before its length is known.
+sentence, and shift everything behind it). Blocks of good lines are decoded and split in one go; a line that is too long
+is never held in memory whole.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from io import BufferedIOBase
+from itertools import chain
 from pathlib import Path
 
+from ppa_fast.data.compression import Meter, open_bytes
 from ppa_fast.errors import UserError
 
 MAX_LINE_BYTES = 64 * 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BLOCK_BYTES = 256 * 1024
 
 NOT_UTF8 = "not UTF-8"
+NUL = "NUL character"
 LONG_LINE = "line over 64 KiB"
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A line that is no usable pair; ``line`` counts from 1, and ``str`` gives ``file:line: reason``."""
+    """A record that is no usable pair; ``str`` gives ``file:line: reason``.
+
+    ``line`` is the record's number in its file, from 1: its line in files of lines without a header.
+    """
 
     path: Path
     line: int
@@ -35,68 +39,73 @@ class Reject:
         return f"{self.path}:{self.line}: {self.reason}"
 
 
-@contextmanager
-def open_bytes(path: Path) -> Iterator[BufferedIOBase]:
-    """The file's bytes, unzipped if its name ends in ``.gz``; a broken gzip file is a UserError that names it."""
-    if path.suffix != ".gz":
-        with path.open("rb") as file:
-            yield file
-        return
-    if path.stat().st_size == 0:  # the gzip module reads it as an empty text; a download that never began looks so
-        raise UserError(f"{path}: broken gzip file: it is empty")
-    try:
-        with gzip.open(path, "rb") as file:
-            yield file
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: broken gzip file: {error}") from error
-
-
 def count_lines(path: Path) -> int:
     """The number of lines of a file; a last line without ``\\n`` counts.
 
     Raises:
-        UserError: the file is a truncated or broken gzip file.
+        UserError: the file is a truncated or broken archive.
     """
     lines, last = 0, b"\n"
     with open_bytes(path) as file:
-        while block := file.read(1 << 20):
+        while block := file.read(BLOCK_BYTES):
             lines += block.count(b"\n")
             last = block[-1:]
     return lines + (last != b"\n")
 
 
-def _byte_lines(path: Path) -> Iterator[bytes | None]:
-    """The lines without their end; None for a line over ``MAX_LINE_BYTES``, which is skipped in pieces."""
-    most = len(BYTE_ORDER_MARK) + MAX_LINE_BYTES + len(b"\r\n")
-    with open_bytes(path) as file:
-        first = True
-        while piece := file.readline(most):
-            line = piece
-            while len(piece) == most and not piece.endswith(b"\n"):
-                piece = file.readline(most)
-            if first:
-                line, first = line.removeprefix(BYTE_ORDER_MARK), False
-            line = line.removesuffix(b"\n").removesuffix(b"\r")
-            yield line if len(line) <= MAX_LINE_BYTES else None
+def _blocks(path: Path, meter: Meter | None) -> Iterator[bytes]:
+    """The file in blocks of whole lines without the last ``\\n``; of a line that is too long, its beginning."""
+    most = MAX_LINE_BYTES + len(b"\r") + 1  # one byte more than a good line has: enough to know that it is too long
+    rest, mark = b"", BYTE_ORDER_MARK
+    with open_bytes(path, meter) as file:
+        while block := file.read(BLOCK_BYTES):
+            lines, newline, last = block.removeprefix(mark).rpartition(b"\n")
+            mark = b""
+            if newline:
+                yield rest + lines
+                rest = last
+            elif len(rest) < most:
+                rest = (rest + last)[:most]
+    if rest:
+        yield rest
 
 
-def decoded_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """``(text, "")`` of each line, without its end, or ``("", reason)``; a broken gzip file is a UserError."""
-    for line in _byte_lines(path):
-        if line is None:
-            yield "", LONG_LINE
-            continue
+def _lines(block: bytes) -> Iterable[tuple[str, str]]:
+    lines = block.split(b"\n")
+    if b"\r" not in block and b"\0" not in block and max(map(len, lines)) <= MAX_LINE_BYTES:
         try:
-            yield line.decode("utf-8"), ""
+            return [(line, "") for line in map(bytes.decode, lines)]
         except UnicodeDecodeError:
-            yield "", NOT_UTF8
+            pass
+    return map(_line, lines)
+
+
+def _line(line: bytes) -> tuple[str, str]:
+    line = line.removesuffix(b"\r")
+    if len(line) > MAX_LINE_BYTES:
+        return "", LONG_LINE
+    if b"\0" in line:
+        return "", NUL
+    try:
+        return line.decode("utf-8"), ""
+    except UnicodeDecodeError:
+        return "", NOT_UTF8
+
+
+def decoded_lines(path: Path, meter: Meter | None = None) -> Iterator[tuple[str, str]]:
+    """``(text, "")`` of each line, without its end, or ``("", reason)``; ``meter`` counts the bytes read.
+
+    Raises:
+        UserError: the file is a truncated or broken archive.
+    """
+    return chain.from_iterable(map(_lines, _blocks(path, meter)))
 
 
 def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """The lines of a file in which none may be bad, numbered from 1, without surrounding white space.
 
     Raises:
-        UserError: a line that is not UTF-8 or too long, or a broken gzip file.
+        UserError: a line that is not UTF-8, has a NUL character or is too long, or a broken archive.
     """
     for number, (text, reason) in enumerate(decoded_lines(Path(path)), 1):
         if reason:
@@ -108,7 +117,7 @@ def read_texts(path: Path) -> Iterator[str | Reject]:
     """One item for each line of plain text that is not blank: the text, stripped, or why there is none.
 
     Raises:
-        UserError: the file is a truncated or broken gzip file.
+        UserError: the file is a truncated or broken archive.
     """
     for number, (text, reason) in enumerate(decoded_lines(path), 1):
         if reason:

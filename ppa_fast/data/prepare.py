@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from ppa_fast import __version__
-from ppa_fast.data.corpus import Drop, Item, Pair, Source, parse_pairs, sentence_group
+from ppa_fast.data.corpus import AS_NAMED, Drop, Item, Pair, ReadOptions, Source, parse_pairs, sentence_group
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
 from ppa_fast.data.journal import JOURNAL, Journal
 from ppa_fast.data.lines import Reject
@@ -47,6 +47,7 @@ CHUNK_CHARACTERS = 500_000
 ROWS_PER_SHARD = 1 << 20  # what a kill can cost: a minute on two cores
 
 WARN_FROM = 10_000  # records; fewer say little about the share that is rejected
+MEGABYTE = 1 << 20
 
 Check = Callable[[Pair, Source], str]
 
@@ -124,6 +125,7 @@ def prepare(
     max_rejected: float = 0.05,
     append: bool = False,
     check: Check | None = None,
+    options: ReadOptions = AS_NAMED,
 ) -> dict[str, Any]:
     """Encodes parallel text into a token store and returns its manifest.
 
@@ -131,7 +133,7 @@ def prepare(
     and of kills: called again with the same arguments, it goes on from the last shard.
 
     Args:
-        pairs: ``en-de:train.en,train.de`` or ``en-fr:corpus.tsv``, ``.gz`` as it is; several of one language pair too.
+        pairs: what :func:`parse_pairs` reads; several of one language pair too.
         tokenizer: Hugging Face name or folder of a fast tokenizer.
         out: the store, a new or empty folder or what a killed prepare left; with ``append`` a finished store.
         max_tokens: longer sentences are truncated to it, special tokens not counted.
@@ -140,6 +142,7 @@ def prepare(
         append: adds rows behind those of a finished store, which stays whole until all of them are there.
         check: called with each pair and its source, in the workers (so it must be picklable): why the pair is dropped,
             or "".
+        options: the format and columns of the files, where their names do not say it.
 
     Raises:
         UserError: an argument that cannot be used, a file that is broken as a whole, no usable pair, or more unusable
@@ -156,7 +159,7 @@ def prepare(
         raise UserError(f"--max-rejected {max_rejected}: expected a share between 0 and 1")
     if not pairs:
         raise UserError("--pairs: none given, expected at least one")
-    sources: list[Source] = [parse_pairs(spec) for spec in pairs]
+    sources: list[Source] = [parse_pairs(spec, options) for spec in pairs]
     base = read_manifest(out) if append else None
     if not append:
         check_output(out)
@@ -171,7 +174,13 @@ def prepare(
     arguments = {
         "package_version": __version__,
         "pairs": list(pairs),
-        "files": [[path.stat().st_size, path.stat().st_mtime_ns] for source in sources for path in source.paths],
+        "options": repr(options),
+        "files": [
+            [path.stat().st_size, path.stat().st_mtime_ns]
+            for source in sources
+            for path in source.paths
+            if path.exists()  # a data set of the hub has a name alone
+        ],
         "tokenizer": fingerprint,
         "max_tokens": max_tokens,
         "check": repr(check),
@@ -183,7 +192,7 @@ def prepare(
     with (
         StoreWriter(out, keep=journal.shards) as writer,
         _rejected_file(out / REJECTED, journal.rejected_bytes) as rejected,
-        Progress("encoding", None, "records", initial=_total(mine, "records")) as progress,
+        Progress("encoding", _megabytes(sources), "MB") as progress,
         Workers(_Encode(TextEncoder(loaded, max_tokens), check), workers) as pool,
     ):
         if base and journal.shards == base["shards"] and writer.fingerprint != base["fingerprint"]:
@@ -203,7 +212,8 @@ def prepare(
             for reject in part.rejects:
                 rejected.write(f"{reject}\n".encode("utf-8", "surrogateescape"))
             _count(part, counts, mine[part.number])
-            progress.update(part.records)
+            read = sum(source.bytes_read for source in sources) // MEGABYTE
+            progress.update(read - progress.done, f"{_total(mine, 'pairs'):,} pairs")
             if not warned and _total(mine, "records") >= WARN_FROM and _too_many(mine, max_rejected):
                 print(f"warning: {_too_many(mine, max_rejected)}; see {out / REJECTED}", file=sys.stderr)
                 warned = True
@@ -293,6 +303,12 @@ def _count(part: _Encoded, counts: dict[str, Any], source: dict[str, Any]) -> No
     for by_reason, items in ((counts["rejected"], part.rejects), (language_pair["dropped"], part.drops)):
         for item in items:
             by_reason[item.reason] = by_reason.get(item.reason, 0) + 1
+
+
+def _megabytes(sources: Sequence[Source]) -> int | None:
+    """The size of all files, packed as they are; None where one has none."""
+    sizes = [source.bytes_total for source in sources]
+    return None if None in sizes else sum(filter(None, sizes)) // MEGABYTE
 
 
 def _total(sources: list[dict[str, Any]], what: str) -> int:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppa_fast.data.corpus import PairSource, count_pairs, read_pairs
+from ppa_fast.data.corpus import PairSource, read_pairs
 from ppa_fast.data.examples import output_file
+from ppa_fast.data.formats import moses
 from ppa_fast.data.lines import Reject, text_lines
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
@@ -117,8 +118,7 @@ def read_words(pairs: str) -> list[tuple[list[str], list[str]]]:
     names = pairs.split(",")
     if len(names) != 2 or not all(names):
         raise UserError(f"--pairs {pairs}: expected SRC,TGT, two line-parallel files of tokenised text")
-    source = PairSource("source", "target", Path(names[0]), Path(names[1]))
-    count_pairs(source)
+    source = PairSource("source", "target", [Path(name) for name in names], moses.read)
 
     def reject(path: Path, line: int, reason: str) -> None:
         raise UserError(f"{Reject(path, line, reason)} (an evaluation set must have no bad line)")

@@ -77,7 +77,7 @@ def _read_evaluations(specs: list[str]) -> list[tuple[PairSource, list[str], lis
             raise UserError(f"eval_pairs: {source.name} is given twice; expected each language pair once")
         names.add(source.name)
         if len(texts) < 2:  # uniformity is over pairs of sentences
-            raise UserError(f"eval_pairs: {source.name}: found {len(texts)} sentence in {source.path_a}, expected 2")
+            raise UserError(f"eval_pairs: {source.name}: found {len(texts)} sentence in {source.paths[0]}, expected 2")
     return evaluations
 
 

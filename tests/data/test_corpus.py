@@ -1,14 +1,13 @@
 import gzip
-import random
-import tracemalloc
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ppa_fast.data.corpus import Pair, PairSource, count_pairs, parse_pairs, read_eval_pairs, read_pairs, sentence_group
-from ppa_fast.data.lines import MAX_LINE_BYTES, Reject, count_lines
+from ppa_fast.data.corpus import Pair, ReadOptions, Reject, parse_pairs, read_eval_pairs, read_pairs, sentence_group
+from ppa_fast.data.formats import EXTENSIONS
+from ppa_fast.data.lines import MAX_LINE_BYTES
 from ppa_fast.errors import UserError
 
 Write = Callable[..., Path]
@@ -23,10 +22,6 @@ def write(tmp_path: Path) -> Write:
         return path
 
     return write
-
-
-def tsv(path: Path) -> PairSource:
-    return PairSource("en", "de", path, None)
 
 
 def pair(a: str, b: str) -> Pair:
@@ -45,7 +40,7 @@ def test_parse_two_files_and_tsv(write: Write) -> None:
         1,
     )
     source = parse_pairs(f"en-fr:{both}")
-    assert (source.name, source.path_a, source.path_b, source.pivot) == ("en-fr", both, None, 0)
+    assert (source.name, source.paths, source.pivot) == ("en-fr", [both], 0)
     assert parse_pairs(f"de-fr:{both}").pivot == 0
 
 
@@ -90,25 +85,40 @@ def test_unreadable_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
         parse_pairs(f"en-de:{write('t.tsv', '')}")
 
 
-@pytest.mark.parametrize(
-    ("content", "lines"), [(b"", 0), (b"a", 1), (b"a\n", 1), (b"a\nb", 2), (b"\n\n", 2), (b"a\r\nb\x85\x0b\x0c", 2)]
-)
-@pytest.mark.parametrize("name", ["t", "t.gz"])
-def test_count_lines(write: Write, name: str, content: bytes, lines: int) -> None:
-    path = write(name, content)
-    assert count_lines(path) == lines
-    assert len(list(tsv(path).read())) == lines
+def test_the_extension_chooses_the_reader(write: Write) -> None:
+    for extension in EXTENSIONS:
+        for packed in ("", ".gz", ".bz2", ".xz", ".ZST"):
+            reader = parse_pairs(f"en-de:{write(f't{extension.upper()}{packed}', '')}").reader
+            assert reader.__module__.split(".")[-1] in (EXTENSIONS[extension], "table", "json_lines")
+    path = write("t.export", '{"en": "a", "de": "b"}')
+    with pytest.raises(
+        UserError, match=r"the extension of .*t\.export is none of \.tsv .* or --format \(tsv, csv, jsonl"
+    ):
+        parse_pairs(f"en-de:{path}")
+    assert list(parse_pairs(f"en-de:{path}", ReadOptions(format="jsonl")).read()) == [pair("a", "b")]
+    with pytest.raises(UserError, match="--format yaml: expected one of tsv, csv, jsonl, tmx, xliff, po, parquet"):
+        parse_pairs(f"en-de:{path}", ReadOptions(format="yaml"))
 
 
-def test_lines_end_at_newline_only(write: Write) -> None:
-    a = write("t.en", "\ufeffone\u2028still one\r\ntwo\x85still two\n  three \u3000\nfo\rur")
-    b = write("t.de", "eins\nzwei\ndrei\n\ufeffvier\n")
-    assert list(PairSource("en", "de", a, b).read()) == [
-        pair("one\u2028still one", "eins"),
-        pair("two\x85still two", "zwei"),
-        pair("three", "drei"),
-        pair("fo\rur", "\ufeffvier"),  # a byte order mark is one at the start of a file only
-    ]
+def test_opus_names(write: Write) -> None:
+    en, de = write("Books.de-en.en", "a\n"), write("Books.de-en.de.gz", "b\n")
+    prefix = en.with_suffix("")
+    assert parse_pairs(f"en-de:{prefix}").paths == [en, de]
+    assert parse_pairs(f"de-en:{prefix}").paths == [de, en]
+    with pytest.raises(UserError, match=r"Books\.de-en: no such file"):
+        parse_pairs(f"en-fr:{prefix}")
+
+
+@pytest.mark.parametrize("name", ["t.tsv", "t.tsv.gz"])
+def test_the_position_is_that_of_the_file_as_it_lies_on_the_disk(write: Write, name: str) -> None:
+    path = write(name, "".join(f"{hash(str(i))}\t{i}\n" for i in range(100_000)))
+    source = parse_pairs(f"en-de:{path}")
+    positions = [source.bytes_read for _ in source.read()]
+    assert 0 < positions[0] < source.bytes_total // 2
+    assert positions == sorted(positions)
+    assert positions[-1] == source.bytes_total == path.stat().st_size
+    next(source.read())
+    assert source.bytes_read < source.bytes_total // 2  # from the start again
 
 
 def test_tsv_reasons(write: Write) -> None:
@@ -121,12 +131,14 @@ def test_tsv_reasons(write: Write) -> None:
         (b" \xc2\xa0\tb", "empty side"),
         (b"a\tb\tc", "more than two columns"),
         (b"caf\xe9\tb", "not UTF-8"),
+        ("a\tb".encode("utf-16-le"), "NUL character"),
         (b"a\t" + long, "line over 64 KiB"),
         (long[:-2] + b"\tb", None),
         (b"c\td\r", None),
     ]
     path = write("t.tsv", b"\n".join(row for row, _ in rows))
-    found = list(tsv(path).read())
+    source = parse_pairs(f"en-de:{path}")
+    found = list(source.read())
     expected = [Reject(path, line, reason) for line, (_, reason) in enumerate(rows, 1) if reason]
     assert [item for item in found if isinstance(item, Reject)] == expected
     assert str(expected[0]) == f"{path}:2: missing tab"
@@ -134,71 +146,8 @@ def test_tsv_reasons(write: Write) -> None:
     assert [item for item in found if not isinstance(item, Reject)] == accepted
 
     calls: list[tuple[Path, int, str]] = []
-    assert list(read_pairs(tsv(path), lambda *call: calls.append(call))) == accepted
+    assert list(read_pairs(source, lambda *call: calls.append(call))) == accepted
     assert calls == [(item.path, item.line, item.reason) for item in expected]
-
-
-def test_the_file_with_the_bad_side_is_named(write: Write) -> None:
-    a = write("t.en", b"one\n\nthree\n\xff\n" + b"y" * (MAX_LINE_BYTES + 1) + b"\nsix\n\n")
-    b = write("t.de", b"eins\nzwei\n \nvier\nf\xc3\xbcnf\n\xff\n\n")
-    assert list(PairSource("en", "de", a, b).read()) == [
-        pair("one", "eins"),
-        Reject(a, 2, "empty side"),
-        Reject(b, 3, "empty side"),
-        Reject(a, 4, "not UTF-8"),
-        Reject(a, 5, "line over 64 KiB"),
-        Reject(b, 6, "not UTF-8"),
-        Reject(a, 7, "empty side"),
-    ]
-
-
-@pytest.mark.parametrize("over", range(-1, 9))
-@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_line_limit_is_exact(write: Write, start: bytes, over: int, end: bytes) -> None:
-    line = b"z" * (MAX_LINE_BYTES + over)
-    a, b = write("t.en", start + line + end + line + end + b"end" + end), write("t.de", "1\n2\n3\n")
-    texts = (line.decode(), line.decode()) if over <= 0 else (None, None)
-    found = [None if isinstance(item, Reject) else item[0] for item in PairSource("en", "de", a, b).read()]
-    assert found == [*texts, "end"]
-
-
-@pytest.mark.parametrize("name", ["t.tsv", "t.tsv.gz"])
-def test_a_huge_line_is_not_read_into_memory(write: Write, name: str) -> None:
-    path = write(name, b"w" * (40 << 20) + b"\na\tb\n")
-    tracemalloc.start()
-    found = list(tsv(path).read())
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert found == [Reject(path, 1, "line over 64 KiB"), pair("a", "b")]
-    assert peak < 4 << 20
-
-
-def test_unequal_lengths_name_both_files_and_counts(write: Write) -> None:
-    a, b = write("t.en", "a\n" * 1234), write("t.de.gz", "b\n" * 1233)
-    with pytest.raises(UserError) as error:
-        count_pairs(parse_pairs(f"en-de:{a},{b}"))
-    for part in ("en-de", f"{a} has 1,234 lines", f"{b} has 1,233"):
-        assert part in str(error.value)
-
-
-def test_broken_gzip(write: Write, tmp_path: Path) -> None:
-    text = random.Random(0).randbytes(300_000).hex()
-    whole = write("t.en.gz", text).read_bytes()
-    broken = {
-        "empty": b"",
-        "truncated": whole[: len(whole) // 2],
-        "without its end": whole[:-3],
-        "damaged": whole[:1000] + b"\0" * 100 + whole[1100:],
-        "plain text": b"hello\n",
-    }
-    for content in broken.values():
-        path = tmp_path / "broken.gz"
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=r"broken\.gz: broken gzip file"):
-            count_lines(path)
-        with pytest.raises(UserError, match=r"broken\.gz: broken gzip file"):
-            list(tsv(path).read())
 
 
 def test_read_eval_pairs(write: Write) -> None:
@@ -210,7 +159,9 @@ def test_read_eval_pairs(write: Write) -> None:
         read_eval_pairs(f"en-de:{bad}")
     with pytest.raises(UserError, match="unequal length"):
         read_eval_pairs(f"en-de:{a},{write('d.de', 'eins')}")
-    with pytest.raises(UserError, match="no lines"):
+    po = write("d.po", 'msgid "one"\nmsgstr "eins"\n\nmsgid "two"\nmsgstr ""\n')
+    assert read_eval_pairs(f"en-de:{po}")[1:] == (["one"], ["eins"])  # what is not translated is no bad line
+    with pytest.raises(UserError, match="no pairs, nothing to evaluate"):
         read_eval_pairs(f"en-de:{write('empty.tsv', '')}")
 
 

@@ -1,0 +1,52 @@
+"""Hugging Face data sets, by name or from a folder: ``hf:NAME[,CONFIG][:SPLIT]``. Code of a data set is never run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+
+from ppa_fast.data.formats.parquet import BATCH_ROWS, column_names, items
+from ppa_fast.data.source import Item, PairSource
+from ppa_fast.errors import UserError
+
+PREFIX = "hf:"
+SPLIT = "train"
+SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves, of one split or of several
+
+
+def read(source: PairSource) -> Iterator[Item]:
+    """One item for each row: of a folder that ``save_to_disk`` wrote, else of a data set streamed from hub or folder.
+
+    Raises:
+        UserError: the ``datasets`` library is not installed, or there is no such data set, configuration, split or
+            column.
+    """
+    tables = _tables(str(source.paths[0]))
+    for first in tables:
+        yield from items(source, chain([first], tables), column_names(source, first.schema))
+
+
+def _tables(spec: str) -> Iterator[pa.Table]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"{spec}: needs the datasets library: pip install 'ppa-fast[datasets]'") from error
+    name, colon, split = spec.removeprefix(PREFIX).partition(":")
+    name, _, config = name.partition(",")
+    split = split if colon else SPLIT
+    try:
+        if any(Path(name, file).is_file() for file in SAVED):
+            saved = datasets.load_from_disk(name)
+            if isinstance(saved, datasets.DatasetDict) and split not in saved:
+                raise UserError(f"{spec}: no split {split}, found {', '.join(saved)}")
+            rows = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        else:
+            rows = datasets.load_dataset(name, config or None, split=split, streaming=True)
+        yield from rows.with_format("arrow").iter(BATCH_ROWS)
+    except UserError:
+        raise
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{spec}: cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error

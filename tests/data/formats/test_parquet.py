@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ppa_fast.data.corpus import ReadOptions, parse_pairs
+from ppa_fast.data.formats.parquet import BATCH_ROWS
+from ppa_fast.errors import UserError
+from tests.data.formats.conftest import found
+
+
+def test_columns_and_structs(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    spec = f"en-de:{path}"
+    pq.write_table(pa.table({"de": ["eins", None, "drei"], "n": [1.0, 2.0, None], "en": ["one", "two", " "]}), path)
+    assert [found(item) for item in parse_pairs(spec).read()] == [("one", "eins")] + ["reject: empty side"] * 2
+    first, *_ = parse_pairs(spec, ReadOptions(score_column="n")).read()
+    assert found(first) == ("one", "eins", 1.0)
+    with pytest.raises(UserError, match=r"t\.parquet: no column src, found de, n, en; see --columns"):
+        list(parse_pairs(spec, ReadOptions(columns=("src", "de"))).read())
+    first, *_ = parse_pairs(spec, ReadOptions(columns=("n", "de"))).read()
+    assert found(first) == "reject: text is no string"
+
+    pq.write_table(pa.table({"translation": [{"de": "eins", "en": "one", "fr": "un"}, None], "id": [1, 2]}), path)
+    assert [found(item) for item in parse_pairs(spec).read()] == [("one", "eins"), "reject: empty side"]
+
+
+def test_row_groups_and_position(tmp_path: Path) -> None:
+    path, rows = tmp_path / "t.parquet", 2 * BATCH_ROWS + 500
+    texts = [f"text {i}" for i in range(rows)]
+    pq.write_table(pa.table({"en": texts, "de": texts}), path, row_group_size=700)
+    source = parse_pairs(f"en-de:{path}")
+    positions, read = [], []
+    for item in source.read():
+        positions.append(source.bytes_read)
+        read.append(found(item))
+    assert read == [(text, text) for text in texts]
+    assert positions == sorted(positions)
+    assert 0 < positions[0] < positions[-1] == source.bytes_total
+
+
+def test_bad_utf8_loses_its_row_only(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    bad = pa.array([b"one", b"\xff\xfe", b"three"]).view(pa.string())
+    pq.write_table(pa.table({"en": bad, "de": ["eins", "zwei", "drei"]}), path)
+    read = [found(item) for item in parse_pairs(f"en-de:{path}").read()]
+    assert read == [("one", "eins"), "reject: text is no string", ("three", "drei")]
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    texts = [f"text {i}" for i in range(1_000)]
+    pq.write_table(pa.table({"en": texts, "de": texts}), path, write_page_checksum=True)
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[:-20], whole[20:], whole[:100] + b"x" * 50 + whole[150:]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"t\.parquet: broken Parquet file"):
+            list(parse_pairs(f"en-de:{path}").read())
+    packed = tmp_path / "t.parquet.gz"
+    packed.write_bytes(whole)
+    with pytest.raises(UserError, match="expected it unpacked"):
+        list(parse_pairs(f"en-de:{packed}").read())

@@ -1,0 +1,76 @@
+import pytest
+
+from ppa_fast.data.lines import MAX_LINE_BYTES
+from ppa_fast.errors import UserError
+from tests.data.formats.conftest import Read
+
+
+def test_tsv_of_two_columns_has_no_quoting(read: Read) -> None:
+    assert read("t.tsv", 'a "b"\t"c\n"d\te"\n') == [('a "b"', '"c'), ('"d', 'e"')]
+
+
+@pytest.mark.parametrize(("name", "tab"), [("t.tsv", "\t"), ("t.csv", ",")])
+def test_named_columns(read: Read, name: str, tab: str) -> None:
+    rows = ["id,deu,note,eng,score", "1,eins,x,one,0.5", "2,zwei,,two,", "3,drei,x,three,nan", "4,vier,x,four", ""]
+    text = "\n".join(rows).replace(",", tab)
+    assert read(name, text, columns=("eng", "deu")) == [
+        ("one", "eins"),
+        ("two", "zwei"),
+        ("three", "drei"),
+        "reject: wrong number of columns",
+    ]
+    assert read(name, text, columns=("eng", "deu"), score_column="score")[:3] == [
+        ("one", "eins", 0.5),
+        ("two", "zwei"),
+        "reject: score is no number",
+    ]
+
+
+def test_columns_are_by_default_the_codes_as_the_user_spells_them(read: Read) -> None:
+    assert read("t.tsv", "score\tzh_Hant\ten\n0.5\t一\tone\n", "en-zh_Hant", score_column="score") == [
+        ("one", "一", 0.5)
+    ]
+
+
+def test_positions_need_no_header(read: Read) -> None:
+    assert read("t.tsv", "0.5\tone\teins\n1\ttwo\n", columns=("2", "3"), score_column="1") == [
+        ("one", "eins", 0.5),
+        "reject: wrong number of columns",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [("src\ttgt\n", "found src, tgt"), ("", "no header"), (b"\xff\n", "not UTF-8")]
+)
+def test_a_header_without_the_columns(read: Read, content: str | bytes, found: str) -> None:
+    with pytest.raises(UserError, match=rf"t\.tsv:1: expected columns en, de in the header, {found}; see --columns"):
+        read("t.tsv", content, columns=("en", "de"))
+
+
+def test_csv_quotes(read: Read) -> None:
+    text = '"a, ""b""",c\r\n"two\nlines",d\n' + "no comma\n" + "e,f,g\n" + "plain,row\n"
+    assert read("t.csv", text) == [
+        ('a, "b"', "c"),
+        ("two\nlines", "d"),
+        "reject: missing comma",
+        "reject: more than two columns",
+        ("plain", "row"),
+    ]
+
+
+def test_a_broken_quote_loses_one_row_only(read: Read) -> None:
+    bad = "reject: broken quotes"
+    assert read("t.csv", '"open,x\ngood,gut\n"fine",fein\n') == [bad, ("good", "gut"), ("fine", "fein")]
+    assert read("t.csv", '"open,x\ngood,gut') == [bad, ("good", "gut")]
+    assert read("t.csv", '"said" he,x\ngood,gut\n') == [bad, ("good", "gut")]
+    many = "".join(f"row {i},Zeile {i}\n" for i in range(20_000))  # more than a field may hold
+    assert read("t.csv", '"open,x\n' + many) == [bad, *((f"row {i}", f"Zeile {i}") for i in range(20_000))]
+    assert read("t.csv", b'"open,x\n\xff,y\ngood,gut\n') == [bad, "reject: not UTF-8", ("good", "gut")]
+
+
+def test_long_texts(read: Read) -> None:
+    long = "x" * (MAX_LINE_BYTES // 2 + 1)
+    assert read("t.csv", f'en,de\n"{long}\n{long}",b\nc,d\n', columns=("en", "de")) == [
+        "reject: text over 64 KiB",
+        ("c", "d"),
+    ]
