@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from transformers import BertTokenizerFast
 
 from ppa_fast import __version__
 from ppa_fast.data import prepare as module
-from ppa_fast.data.corpus import Pair, Source, parse_pairs, sentence_group
+from ppa_fast.data.corpus import parse_pairs, sentence_group
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, tokenizer_fingerprint
+from ppa_fast.data.filters import Filters
 from ppa_fast.data.prepare import prepare
 from ppa_fast.data.store import Store, StoreWriter
 from ppa_fast.errors import UserError
@@ -101,7 +101,11 @@ def test_rows_and_manifest(tmp_path: Path, tokenizer: str, capsys: pytest.Captur
     assert column.to_pylist() == [0] * 38 + [1] * 2 + [0] * 2
 
     printed = capsys.readouterr().out
-    assert "en-de: 40 pairs, 2 records rejected, 1 sentences truncated to 8 tokens" in printed
+    assert [line.split() for line in printed.splitlines()[:3]] == [
+        ["kept", "rejected", "dropped", "truncated"],
+        ["en-de", "40", "2", "0", "1"],
+        ["fr-en", "2", "0", "0", "0"],
+    ]
     assert "rejected: 1 empty side, 1 no tokens; see" in printed
     assert "42 pairs in" in printed
     assert "pairs/s" in printed
@@ -164,24 +168,14 @@ def test_chunks_are_bounded_by_text(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(module._chunks([parse_pairs(spec)], ["en-de"], [chunks[3].first - 1])) == chunks[3:]
 
 
-@dataclass(frozen=True)
-class DropLong:
-    """A check: the same in every process, and the same again in the next prepare."""
-
-    characters: int
-
-    def __call__(self, pair: Pair, source: Source) -> str:
-        return f"{source.a} over {self.characters}" if len(pair.a) > self.characters else ""
-
-
-def test_check(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filters(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_RECORDS", 2)
     (tmp_path / "t.tsv").write_text("aaaa\tb\na\tb\nno tab\naaaaa\tc\nä\t\u200b\nc\td\n")
     specs = [f"en-de:{tmp_path}/t.tsv", f"fr-en:{tmp_path}/t.tsv"]
-    manifest = prepare(specs, tokenizer, tmp_path / "store", max_rejected=1, check=DropLong(3), workers=1)
+    manifest = prepare(specs, tokenizer, tmp_path / "store", max_rejected=1, filters=Filters(max_length=3), workers=1)
     assert manifest["language_pairs"] == {
-        "en-de": {"pairs": 2, "truncated": 0, "rejected": 2, "dropped": {"en over 3": 2}},
-        "fr-en": {"pairs": 2, "truncated": 0, "rejected": 2, "dropped": {"fr over 3": 2}},
+        "en-de": {"pairs": 2, "truncated": 0, "rejected": 2, "dropped": {"over 3 characters": 2}},
+        "fr-en": {"pairs": 2, "truncated": 0, "rejected": 2, "dropped": {"over 3 characters": 2}},
     }
     assert manifest["rejected"] == {"missing tab": 2, "no tokens": 2}
     store = Store.open(tmp_path / "store")
@@ -300,7 +294,7 @@ def test_no_usable_pair(tmp_path: Path, tokenizer: str) -> None:
     with pytest.raises(UserError, match=r"no usable pair, no records in .*t\.tsv"):
         prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "store", max_rejected=1)
     (tmp_path / "t.tsv").write_text("no tab\n\n")
-    with pytest.raises(UserError, match="no usable pair in 2 records: 2 missing tab"):
+    with pytest.raises(UserError, match="no usable pair in 2 records; rejected: 2 missing tab; dropped: none"):
         prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "store", max_rejected=1)
     with pytest.raises(UserError, match="unfinished"):
         Store.open(tmp_path / "store")
@@ -353,9 +347,10 @@ def test_other_arguments_start_over(
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 30)
     monkeypatch.setattr(module, "WARN_FROM", 50)
     spec, pairs = write_corpus(tmp_path, 60)
+    clean = [a for a, b in pairs if "a" not in a + b]
     for changed, arguments, first, longest in (
         ("max_tokens", {"max_tokens": 5}, ids(pairs[0][0])[:5], 5),
-        ("check", {"check": DropLong(3)}, ids(next(a for a, _ in pairs if len(a) <= 3)), 3),
+        ("filters", {"filters": Filters(drop_match=("a",))}, ids(clean[0]), max(len(ids(a)) for a in clean)),
         ("files", {}, ids(pairs[0][0][::-1]), max(len(ids(a)) for a, _ in pairs)),
     ):
         out = tmp_path / changed
@@ -483,6 +478,19 @@ def test_killed_again_and_again(tmp_path: Path, three_shards: dict[str, Any]) ->
     """More calls each time, so that it comes to an end: 34 or so are needed for all shards, 20 for the first."""
     assert run_killed({**three_shards, "out": str(tmp_path / "store")}, [11, 17, 19, 21, 23, 25, 27, 0]) >= 3
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_killed_with_duplicates(tmp_path: Path, three_shards: dict[str, Any]) -> None:
+    """What was seen before the kill is known behind it, and so are the samples of what was dropped."""
+    text = (tmp_path / "t.en").read_text().splitlines()
+    lines = [f"{a}\t{b}\n" for a, b in zip(text, (tmp_path / "t.de").read_text().splitlines(), strict=True)]
+    (tmp_path / "again.tsv").write_text("".join(lines) + "neu\tnew\n" * 20)
+    arguments = {**three_shards, "pairs": [*three_shards["pairs"], f"en-de:{tmp_path}/again.tsv"], "deduplicate": True}
+    manifest = prepare(**arguments, out=tmp_path / "unique", workers=1)
+    dropped = {name: counts["dropped"] for name, counts in manifest["language_pairs"].items()}
+    assert dropped == {"en-de": {"duplicate": 64}, "fr-en": {"duplicate": 29}}
+    assert run_killed({**arguments, "out": str(tmp_path / "store")}, [30, 25, 40, 0]) == 3
+    assert contents(tmp_path / "store") == contents(tmp_path / "unique")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ppa_fast.data.compression import unpacked_name
 from ppa_fast.data.source import Item, PairSource
-from ppa_fast.errors import UserError
+from ppa_fast.errors import UserError, shortened
 
 BATCH_ROWS = 1_000
 BUFFER_BYTES = 1 << 20
@@ -58,7 +58,7 @@ def column_names(source: PairSource, schema: pa.Schema) -> list[list[str]]:
     ]
     if missing := [name for name, *rest in names if name not in schema.names]:
         found = ", ".join([*schema.names, *(f"translation.{name}" for name in inner)])
-        raise UserError(f"{source.paths[0]}: no column {', '.join(missing)}, found {found}; see --columns")
+        raise UserError(f"{source.paths[0]}: no column {', '.join(missing)}, found {shortened(found)}; see --columns")
     return names
 
 
