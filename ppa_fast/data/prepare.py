@@ -52,8 +52,8 @@ CHUNK_RECORDS = 4_096
 CHUNK_CHARACTERS = 500_000
 ROWS_PER_SHARD = 1 << 20  # what a kill can cost: a minute on two cores
 
-KILO = 1_000
 WARN_FROM = 10_000  # records; fewer say little about the share that is rejected
+MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -202,12 +202,11 @@ def prepare(
     journal = _journal(out, arguments, base, sources)
     counts, names = journal.counts, list(journal.counts["language_pairs"])
     mine, samples = counts["sources"][-len(sources) :], Samples(journal.dropped)
-    sizes = [source.bytes_total for source in sources]
     begin, warned = time.monotonic(), False
     with (
         StoreWriter(out, keep=journal.shards) as writer,
         _rejected_file(out / REJECTED, journal.rejected_bytes) as rejected,
-        Progress("encoding", None if None in sizes else sum(filter(None, sizes)) // KILO, "kB") as progress,
+        Progress("encoding", _megabytes(sources), "MB") as progress,
         Workers(_Encode(TextEncoder(loaded, max_tokens), filters), workers) as pool,
     ):
         if base and journal.shards == base["shards"] and writer.fingerprint != base["fingerprint"]:
@@ -230,8 +229,8 @@ def prepare(
             for drop in part.drops:
                 samples.add(mine[part.number]["pair"], drop)
             _count(part, counts, mine[part.number])
-            read = sum(source.bytes_read for source in sources) // KILO
-            progress.update(read - progress.done, f"{_total(mine, 'records'):,} records")
+            read = sum(source.bytes_read for source in sources) // MEGABYTE
+            progress.update(read - progress.done, f"{_total(mine, 'pairs'):,} pairs")
             if not warned and _total(mine, "records") >= WARN_FROM and _too_many(mine, max_rejected):
                 print(f"warning: {_too_many(mine, max_rejected)}; see {out / REJECTED}", file=sys.stderr)
                 warned = True
@@ -327,6 +326,11 @@ def _count(part: _Encoded, counts: dict[str, Any], source: dict[str, Any]) -> No
     for by_reason, items in ((counts["rejected"], part.rejects), (language_pair["dropped"], part.drops)):
         for item in items:
             by_reason[item.reason] = by_reason.get(item.reason, 0) + 1
+
+
+def _megabytes(sources: Sequence[Source]) -> int | None:
+    """The size of all files, packed as they are; None where one has none."""
+    return None if None in sizes else sum(filter(None, sizes)) // MEGABYTE
 
 
 def _total(sources: list[dict[str, Any]], what: str) -> int:
