@@ -36,6 +36,7 @@ def test_the_sdist_holds_what_a_build_and_a_run_need(sdist):
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "ppa_fast/train.py", "ds_configs/gpu1.json"}
     needed |= {"ppa_fast/reporting/page.html"}
+    needed |= {f"ppa_fast/ds_configs/{name}.json" for name in ("cpu", "gpu1", "gpu8")}
     assert needed <= names
 
 
@@ -60,8 +61,10 @@ def test_it_installs_in_an_empty_environment_and_works(sdist, tmp_path):
     run(tool, "prepare", "--pairs", f"en-de:{','.join(texts)}", "--tokenizer", "tokenizer", "--out", "store", **options)
     config = tmp_path / "ds.json"
     config.write_text('{"train_batch_size": 8}')
-    train = (python, "-m", "ppa_fast.train", "--deepspeed_config", config, "--steps", "2", "--queue-size", "8")
-    run(*train, "--model", "model", "--data", "store", "--output", "run", **options)
+    train = (tool, "train", "--model", "model", "--data", "store", "--output", "run")
+    ready = Path(run(*train, "--dry-run", **options).partition("--deepspeed_config=")[2].split()[0])
+    assert (tmp_path / ready).is_file()
+    run(*train, "--deepspeed_config", config, "--steps", "2", "--queue-size", "8", **options)
     run(tool, "export", "run", "--out", "export", **options)
     dev = ("--pairs", "en-de:corpus/dev.en,corpus/dev.de")
     assert "en-de" in run(tool, "evaluate", "retrieval", "--model", "export", *dev, **options)

@@ -330,6 +330,7 @@ def _count(part: _Encoded, counts: dict[str, Any], source: dict[str, Any]) -> No
 
 def _megabytes(sources: Sequence[Source]) -> int | None:
     """The size of all files, packed as they are; None where one has none."""
+    sizes = [source.bytes_total for source in sources]
     return None if None in sizes else sum(filter(None, sizes)) // MEGABYTE
 
 

@@ -70,14 +70,6 @@ class Source(Protocol):
 
     @property
     def bytes_total(self) -> int | None:
-        """The size of the files as they lie on the disk; None where it is not known beforehand."""
-
-    @property
-    def bytes_read(self) -> int:
-        """How much of ``bytes_total`` the latest :meth:`read` has read so far."""
-
-    @property
-    def bytes_total(self) -> int | None:
         """The size of the files, packed as they are; None where it is not known beforehand."""
 
     @property

@@ -89,7 +89,7 @@ def launch(
     """Runs ``train.py FLAGS`` in as many ranks as there are GPUs; returns the exit status.
 
     ``settings`` are those that ``flags`` give. What they leave open is added: the DeepSpeed file for so many ranks, and
-    ``runs/MODEL-STORE`` as the output. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C let the ranks finish the step, save and
+    ``runs/MODEL`` as the output. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C let the ranks finish the step, save and
     exit 0; a second Ctrl-C kills them.
 
     Args:
@@ -110,10 +110,9 @@ def launch(
     if not settings.deepspeed_config:
         added["deepspeed_config"] = _shown(PACKAGE / "ds_configs" / placement.config)
     if not settings.output:
-        added["output"] = f"runs/{Path(settings.model).name}-{'+'.join(Path(each).name for each in settings.data)}"
-    program = (
-        ["deepspeed", *([] if debug() else ["--quiet"]), *placement.launcher] if placement.launcher else ["python"]
-    )
+        added["output"] = f"runs/{Path(settings.model).name}"
+    quiet = () if debug() else ("--quiet",)
+    program = ("deepspeed", *quiet, *placement.launcher) if placement.launcher else ("python",)
     words = [*program, _shown(PACKAGE / "train.py"), *(f"--{name}={value}" for name, value in added.items()), *flags]
     if dry_run:
         print(shlex.join(words))

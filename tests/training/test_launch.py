@@ -80,9 +80,8 @@ def dry(arguments: str, capsys) -> list[str]:
     return shlex.split(line)
 
 
-def test_a_dry_run_prints_a_command_that_training_parses(gpus, capsys, monkeypatch, tmp_path):
+def test_a_dry_run_prints_a_command_that_training_parses(gpus, capsys, monkeypatch):
     gpus(8)
-    (tmp_path / "my store").mkdir()
     given = "--model org/encoder --data stores/mine --no-tlm --queue_size 64 --eval-pairs en-de:a,b en-fr:c"
     words = dry(given, capsys)
     script = words.index(str(launch.PACKAGE / "train.py") if "ppa_fast/train.py" not in words else "ppa_fast/train.py")
@@ -91,7 +90,7 @@ def test_a_dry_run_prints_a_command_that_training_parses(gpus, capsys, monkeypat
     monkeypatch.setattr("ppa_fast.training.loop.train", trained.append)
     assert cli.main_train(["--local_rank=0", *words[script + 1 :]]) == 0
     (chosen,) = trained
-    assert (chosen.model, chosen.data, chosen.output) == ("org/encoder", "stores/mine", "runs/encoder-mine")
+    assert (chosen.model, chosen.data, chosen.output) == ("org/encoder", "stores/mine", "runs/encoder")
     assert (chosen.tlm, chosen.moco, chosen.queue_size) == (False, True, 64)
     assert chosen.eval_pairs == ["en-de:a,b", "en-fr:c"]
     assert Path(chosen.deepspeed_config).name == "gpu8.json"
