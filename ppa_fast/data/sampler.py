@@ -82,6 +82,10 @@ class Sampler:
         epochs, index = np.divmod(positions, self.per_epoch)
         return permute(index, self.per_epoch, self.seed, epochs), epochs
 
+    def head(self) -> int:
+        """How many draws come first, from whose end the queue is filled: an epoch's."""
+        return self.per_epoch
+
     def draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What :meth:`at` gives for global step ``step``, counted from 0, in the order of drawing: two int64 [B]."""
         return self.at(np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64))

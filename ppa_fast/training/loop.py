@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ppa_fast.data.batch import Batches, PairBatch, micro_batches
-from ppa_fast.data.pack import packer_for
+from ppa_fast.data.stream import Stream
 from ppa_fast.errors import UserError
 from ppa_fast.files import remove_folder, write_text, writing
 from ppa_fast.model.alignment import AlignmentModel
@@ -65,7 +65,8 @@ def train(settings: Settings) -> dict[str, Any]:
     with ExitStack() as ends, watched():
         plan = make_plan(settings, distributed.world_size())
         if distributed.rank() == 0:
-            note(sampling_table(plan.stores.counts, plan.draws))
+            if plan.draws:  # of text they are not known
+                note(sampling_table(plan.data.counts, plan.draws))
             for warning in plan.warnings:
                 note(f"warning: {warning}")
         device = distributed.start()
@@ -134,7 +135,8 @@ class Trainer:
             "mask_probability": settings.mask_probability if settings.tlm else 0.0,
             "input_shuffling": settings.input_shuffling,
         }
-        self.packer = packer_for(plan.stores, **self.draws)
+        self.stream = plan.data if isinstance(plan.data, Stream) else None
+        self.packer = plan.data.packer(**self.draws)
         self.pinned = device.type == "cuda"
         batches = Batches(self.packer, self.sampler, config.micro_batch, self.rank, self.world, pinned=self.pinned)
         self.feed = Feed(batches, self._assemble, device)
@@ -153,16 +155,27 @@ class Trainer:
         self.signal = distributed.StopSignal()
         if plan.resume_from is not None:
             self._load(plan.resume_from)
-        elif settings.moco:
+        self._start_stream()
+        if plan.resume_from is None and settings.moco:
             self._fill_queue()
         if self.rank == 0:
             self._open_run(mlm)
         dist.barrier()
 
+    def _start_stream(self) -> None:
+        """Where the data is text: rank 0 has the shards made from this step on; the others may look for them."""
+        if self.stream and self.rank == 0:
+            note("the data is text: its first shard is being made")
+            self.stream.spool.start(
+                self.stream.maker, self.step * self.plan.config.batch, anew=self.plan.resume_from is None
+            )
+        if self.stream:
+            dist.barrier()
+
     # One global step.
 
     def _assemble(self, batch: PairBatch) -> Assembled:
-        special = self.plan.stores.special
+        special = self.plan.data.special
         return assemble(
             batch.a_tokens,
             batch.a_offsets,
@@ -299,7 +312,7 @@ class Trainer:
             for record in self.not_finite:
                 rows, _ = self.sampler.draw(record["step"] - 1)
                 figures = {name: _plain(record[name]) for name in ("step", "loss_tlm", "loss_moco", "grad_norm")}
-                lines.append(json.dumps({**figures, "pair_ids": self.plan.stores.pair_ids(rows).tolist()}) + "\n")
+                lines.append(json.dumps({**figures, "pair_ids": self.plan.data.pair_ids(rows).tolist()}) + "\n")
             write_text(file, "".join(lines))
         dist.barrier()  # the first rank that fails ends all others
         raise UserError(
@@ -346,10 +359,10 @@ class Trainer:
             self.momentum.refresh()
 
     def _fill_queue(self) -> None:
-        """Fills the queue before the first step with the key sides of the last min(K, draws) draws of epoch 0, or with
-        random unit vectors."""
+        """Fills the queue before the first step with the key sides of the last min(K, draws) draws of epoch 0 (of text:
+        of its first shard), or with random unit vectors."""
         assert self.momentum is not None
-        settings, draws = self.settings, self.sampler.per_epoch
+        settings, draws = self.settings, self.sampler.head()
         count = min(settings.queue_size, draws)
         if settings.queue_warmup == "random":
             generator = torch.Generator().manual_seed(torch_seed(settings.seed, 0, 1))
@@ -380,11 +393,11 @@ class Trainer:
         """Rank 0: the folder with its settings, the base model's untouched parts, and the logs."""
         with writing(self.run):
             self.run.mkdir(parents=True, exist_ok=True)
-        pairs = self.plan.stores.counts
-        languages = sorted({code for name in pairs for code in name.split("-")})
+        pairs = self.plan.data.counts
+        languages = sorted({code for name in self.plan.data.language_pairs for code in name.split("-")})
         read: dict[str, Any] = {"paths": self.settings.data, "pairs": pairs, "draws": self.plan.draws}
         read |= {"languages": languages, "batch": self.plan.config.batch}
-        read |= {"max_tokens": self.plan.stores.max_tokens, "fingerprint": self.plan.stores.fingerprint}
+        read |= {"max_tokens": self.plan.data.max_tokens, "fingerprint": self.plan.data.fingerprint}
         write_yaml(self.settings, self.run / "settings.yaml", read)
         begins = self.plan.resume_from is None
         if begins:  # what a run left that was killed before its first checkpoint is not of this one
@@ -416,7 +429,7 @@ class Trainer:
                 "cursor": self.queue.cursor,
                 "loss_scaler": self.masters.loss_scaler,
                 "batch": self.plan.config.batch,
-                "store": self.plan.stores.fingerprint,
+                "store": self.plan.data.fingerprint,
                 "world_size": self.world,
                 "settings": dataclasses.asdict(self.settings),
             }
@@ -456,6 +469,8 @@ class Trainer:
     def close(self) -> None:
         """Ends what the run holds open; the process group stays, other code may use it."""
         self.signal.restore()
+        if self.stream:
+            self.stream.spool.close()
         self.feed.close()
         if self.rank == 0:
             self.metrics.close()

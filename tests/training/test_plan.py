@@ -49,7 +49,7 @@ def refused(options: dict, message: str, **more) -> str:
 
 def test_a_good_plan(options, tiny):
     good = plan(options)
-    assert (good.config.batch, good.config.micro_batch, len(good.stores)) == (8, 8, PAIRS)
+    assert (good.config.batch, good.config.micro_batch, len(good.data)) == (8, 8, PAIRS)
     assert good.tokenizer.mask_token == "[MASK]"
     assert (good.resume_from, good.warnings, good.eval_pairs) == (None, [], [])
     assert not Path(options["output"]).exists()
@@ -212,7 +212,7 @@ def test_draws_of_the_language_pairs(uneven):
     assert capped.draws == {"en-de": 200, "fr-en": 180}
     assert (capped.sampler.per_epoch, capped.steps) == (380, 95)
     rows, _ = capped.sampler.at(np.arange(380))
-    assert np.bincount(capped.stores.segments[:, 0], minlength=2).tolist() == [2, 1]
+    assert np.bincount(capped.data.segments[:, 0], minlength=2).tolist() == [2, 1]
     assert ((rows >= 150) & (rows < 300)).sum() == 180  # fr-en
 
 
