@@ -76,14 +76,6 @@ class Source(Protocol):
     def bytes_read(self) -> int:
         """How much of ``bytes_total`` the latest :meth:`read` has read so far."""
 
-    @property
-    def bytes_total(self) -> int | None:
-        """The size of the files, packed as they are; None where it is not known beforehand."""
-
-    @property
-    def bytes_read(self) -> int:
-        """How much of ``bytes_total`` the latest :meth:`read` has read so far."""
-
     def read(self) -> Iterator[Item]:
         """One item for each record, in order; raises UserError for a file that is broken as a whole."""
 
