@@ -18,7 +18,7 @@ BUFFER_BYTES = 1 << 20
 
 
 def read(source: PairSource) -> Iterator[Item]:
-    """One item for each row, a row group's pages at a time.
+    """One item for each row, read page by page.
 
     Raises:
         UserError: no Parquet, a damaged file, or columns that are not there.
@@ -29,7 +29,8 @@ def read(source: PairSource) -> Iterator[Item]:
     try:
         file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
         names = column_names(source, file.schema_arrow)
-        batches = file.iter_batches(BATCH_ROWS, columns=[".".join(name) for name in names])
+        # With threads Arrow reads whole row groups ahead, and a file may be one row group: 250 MB instead of 5.
+        batches = file.iter_batches(BATCH_ROWS, columns=[".".join(name) for name in names], use_threads=False)
         yield from items(source, _metered(source, batches, file.metadata.num_rows), names)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: broken Parquet file: {error}") from error
