@@ -34,10 +34,18 @@ class Settings:
     """
 
     model: str = _setting("", "base encoder: a Hugging Face name or folder (BERT or XLM-R family, with its MLM head)")
-    data: list[str] = _setting([], "token stores made by `ppa-fast prepare`", metavar="STORE")  # noqa: RUF009
+    data: list[str] = _setting(  # noqa: RUF009
+        [], "token stores made by `ppa-fast prepare`, or text: en-de:train.en,train.de …", metavar="DATA"
+    )
     output: str = _setting("", "run folder")
     deepspeed_config: str = _setting("", "DeepSpeed JSON: batch sizes, precision, ZeRO, clipping, monitor")
     seed: int = _setting(0, "of the order, the coins, the masks, dropout and new weights")
+
+    stream_shard: int = _setting(1_000_000, "lines that are shuffled together when --data is text")
+    max_tokens: int = _setting(126, "of a sentence, special tokens not counted, when --data is text")
+    sampling_alpha: float = _setting(1.0, "language pairs in proportion to size^alpha: 1 as they are, 0 all alike")
+    sampling_cap: int | None = _setting(None, "at most so many draws of a language pair in an epoch")
+    max_upsampling: float | None = _setting(None, "a pair is drawn at most so often in an epoch, on average")
 
     steps: int | None = _setting(None, "global steps of the whole run; give this or --epochs")
     epochs: float | None = _setting(None, "passes over the pairs; default 1 where --steps is not given")
@@ -85,8 +93,9 @@ class Settings:
             choices = f.metadata["choices"]
             if choices and getattr(self, f.name) not in choices:
                 raise UserError(f"{f.name}: found {getattr(self, f.name)!r}, expected one of {', '.join(choices)}")
-        counts = ("projection_dim", "queue_size", "max_skipped", "log_every", "eval_every", "save_every", "keep")
-        shares = ("mask_probability", "warmup", "momentum")
+        counts = ["projection_dim", "queue_size", "max_skipped", "log_every", "eval_every", "save_every", "keep"]
+        counts += ["stream_shard"]
+        shares = ("mask_probability", "warmup", "momentum", "sampling_alpha")
         for name in ("learning_rate", "temperature", "adam_epsilon", *counts):
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         narrow = self.projection_dim <= 1024 and self.projection_dim % 8 == 0  # what ops.infonce takes
@@ -97,9 +106,12 @@ class Settings:
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 or more and less than 1")
         for name in ("weight_decay", "tlm_weight", "moco_weight", "freeze_layers", "anchor"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("steps", "epochs"):
+        _require(1 <= self.max_tokens <= 32_767, "max_tokens", self.max_tokens, "1 to 32767")
+        for name in ("steps", "epochs", "sampling_cap"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "more than 0")
+        often = self.max_upsampling
+        _require(often is None or often >= 1, "max_upsampling", often, "1 or more")
         if self.steps is not None and self.epochs is not None:
             raise UserError(f"steps and epochs: found both ({self.steps} and {self.epochs}), expected one of them")
         if not ((self.tlm and self.tlm_weight) or (self.moco and self.moco_weight)):

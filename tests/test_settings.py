@@ -17,8 +17,8 @@ FLOATS = [name for name, f in FIELDS.items() if f.type in ("float", "float | Non
 INTEGERS = [name for name, f in FIELDS.items() if f.type in ("int", "int | None")]
 SWITCHES = [name for name, f in FIELDS.items() if f.type == "bool"]
 POSITIVE = ["learning_rate", "temperature", "adam_epsilon", "projection_dim", "queue_size"]
-POSITIVE += ["log_every", "eval_every", "save_every", "keep", "steps", "epochs"]
-SHARES = ["mask_probability", "warmup", "momentum", "adam_beta1", "adam_beta2"]
+POSITIVE += ["log_every", "eval_every", "save_every", "keep", "steps", "epochs", "sampling_cap", "stream_shard"]
+SHARES = ["mask_probability", "sampling_alpha", "warmup", "momentum", "adam_beta1", "adam_beta2"]
 
 
 def parse(*flags: str) -> Settings:
@@ -222,6 +222,18 @@ def test_shares(name):
             Settings(**{name: 1})
     else:
         assert getattr(Settings(**{name: 1}), name) == 1.0
+
+
+@pytest.mark.parametrize("value", [0, 32768])
+def test_sentences_have_tokens_and_not_too_many(value):
+    with pytest.raises(UserError, match=f"^max_tokens: found {value}, expected 1 to 32767"):
+        Settings(max_tokens=value)
+
+
+def test_nobody_is_drawn_less_than_once_for_upsampling():
+    with pytest.raises(UserError, match=r"^max_upsampling: found 0.9, expected 1 or more"):
+        Settings(max_upsampling=0.9)
+    assert Settings(max_upsampling=1).max_upsampling == 1.0
 
 
 @pytest.mark.parametrize("name", ["weight_decay", "tlm_weight", "moco_weight"])

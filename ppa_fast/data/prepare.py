@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ppa_fast import __version__
 from ppa_fast.data.corpus import parse_pairs, sentence_group
@@ -57,7 +58,7 @@ MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """Consecutive records of one source, the first being record ``first``; ``pair``: its language pair's index."""
 
     source: Source
@@ -68,26 +69,27 @@ class _Chunk:
 
 
 @dataclass(frozen=True)
-class _Encoded:
-    """What became of a chunk of source ``number``: rows for the store, rejects and drops in order, and how many
-    sentences were truncated."""
+class Encoded:
+    """What became of a chunk of source ``number``: rows for the store and the record that each is (int64 [n], from 1),
+    rejects and drops in order, and how many sentences were truncated."""
 
     number: int
     records: int
     rows: pa.RecordBatch
+    numbers: NDArray[np.int64]
     rejects: list[Reject]
     drops: list[Drop]
     truncated: int
 
 
 @dataclass(frozen=True)
-class _Encode:
+class Encode:
     """Encodes chunks, in any process."""
 
     encoder: TextEncoder
     filters: Filters
 
-    def __call__(self, chunk: _Chunk) -> _Encoded:
+    def __call__(self, chunk: Chunk) -> Encoded:
         source = chunk.source
         rejects: dict[int, Reject] = {}
         drops: list[Drop] = []
@@ -110,10 +112,11 @@ class _Encode:
         for index in np.flatnonzero(~whole):
             side = 0 if sides[0][1][index] == 0 else -1
             rejects[records[index]] = Reject(source.paths[side], records[index], NO_TOKENS)
-        return _Encoded(
+        return Encoded(
             chunk.number,
             len(chunk.items),
             rows if whole.all() else rows.filter(pa.array(whole)),
+            np.array(records, np.int64)[whole],
             [rejects[record] for record in sorted(rejects)],
             drops,
             sum(int((truncated & whole).sum()) for _, _, truncated in sides),
@@ -212,7 +215,7 @@ def prepare(
         StoreWriter(out, keep=journal.shards) as writer,
         _rejected_file(out / REJECTED, journal.rejected_bytes) as rejected,
         Progress("encoding", _megabytes(sources), "MB") as progress,
-        Workers(_Encode(TextEncoder(loaded, max_tokens), filters), workers) as pool,
+        Workers(Encode(TextEncoder(loaded, max_tokens), filters), workers) as pool,
     ):
         if base and journal.shards == base["shards"] and writer.fingerprint != base["fingerprint"]:
             raise UserError(f"--append: {out} is damaged: its rows are not those of its fingerprint; run prepare again")
@@ -295,16 +298,17 @@ def _rejected_file(path: Path, size: int) -> Iterator[BinaryIO]:
         yield file
 
 
-def _chunks(sources: Sequence[Source], names: list[str], done: list[int]) -> Iterator[_Chunk]:
+def _chunks(sources: Sequence[Source], names: list[str], done: list[int]) -> Iterator[Chunk]:
     """The chunks behind the records of each source that are done; their names are in the order of their index."""
     for number, (source, first) in enumerate(zip(sources, done, strict=True)):
         items = islice(source.read(), first, None)
-        while chunk := _take(items):
-            yield _Chunk(source, number, names.index(source.name), first + 1, chunk)
+        while chunk := take(items):
+            yield Chunk(source, number, names.index(source.name), first + 1, chunk)
             first += len(chunk)
 
 
-def _take(items: Iterator[Item]) -> list[Item]:
+def take(items: Iterator[Item]) -> list[Item]:
+    """The items of the next chunk."""
     taken: list[Item] = []
     characters = 0
     for item in items:
@@ -315,7 +319,7 @@ def _take(items: Iterator[Item]) -> list[Item]:
     return taken
 
 
-def _count(part: _Encoded, counts: dict[str, Any], source: dict[str, Any]) -> None:
+def _count(part: Encoded, counts: dict[str, Any], source: dict[str, Any]) -> None:
     """Adds a chunk's numbers to the manifest's counts and to those of its source."""
     language_pair = counts["language_pairs"][source["pair"]]
     source["records"] += part.records

@@ -1,4 +1,5 @@
-"""The order of the pairs: consecutive epochs, each a permutation computed from (seed, epoch), without a table."""
+"""The order of the pairs: consecutive epochs, each a permutation computed from (seed, epoch), without a table; and how
+often the language pairs take part in it."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ ROUNDS = 6
 
 
 @lru_cache(maxsize=4)
-def _round_keys(seed: int, epoch: int) -> NDArray[np.uint32]:
-    none = torch.zeros(ROUNDS, dtype=torch.int64)
-    w0, _, _, _ = pair_words(seed, none + epoch, none, STREAM_ORDER, torch.arange(ROUNDS))
+def _round_keys(seed: int, epochs: tuple[int, ...], orders: tuple[int, ...]) -> NDArray[np.uint32]:
+    """uint32 [ROUNDS, permutations]."""
+    epoch, order, rounds = torch.tensor(epochs), torch.tensor(orders), torch.arange(ROUNDS)[:, None]
+    w0, _, _, _ = pair_words(seed, epoch, order + 0 * rounds, STREAM_ORDER, rounds)
     return w0.numpy().astype(np.uint32)
 
 
@@ -27,48 +29,117 @@ def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return x ^ (x >> np.uint32(16))
 
 
-def permute(index: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Where the epoch's permutation of 0..n-1 sends ``index`` (int64, any shape, values in [0, n)).
+def permute(
+    index: NDArray[np.int64],
+    n: int | NDArray[np.int64],
+    seed: int,
+    epoch: int | NDArray[np.int64],
+    order: int | NDArray[np.int64] = 0,
+) -> NDArray[np.int64]:
+    """Where the epoch's permutation of 0..n-1 sends ``index`` (int64 [k], values in [0, n)).
 
     A Feistel network over the smallest square of a power of two that holds n, walked until the value is below n again
     (fewer than four times on average): a bijection without a table, so that ten million pairs or ten billion cost the
     same memory, and position p of an epoch is found without drawing the ones before it.
+
+    Args:
+        n, epoch, order: of all, or of each (int64 [k]); n is below 2^53. ``order`` names one of many permutations of
+            the epoch.
     """
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    low = np.uint32((1 << half) - 1)
-    keys = _round_keys(seed, epoch)
+    sizes, epochs, orders = (np.broadcast_to(x, index.shape) for x in (n, epoch, order))
+    bits = np.frexp((sizes - 1).astype(np.float64))[1].astype(np.int64)  # of n - 1: exact below 2^53
+    half = np.maximum(1, (bits + 1) // 2)
+    low = ((1 << half) - 1).astype(np.uint32)
+    count = int(orders.max(initial=0)) + 1
+    named, which = np.unique(epochs * count + orders, return_inverse=True)
+    keys = _round_keys(seed, tuple((named // count).tolist()), tuple((named % count).tolist()))[:, which]
 
-    def network(value: NDArray[np.int64]) -> NDArray[np.int64]:
-        left, right = (value >> half).astype(np.uint32), value.astype(np.uint32) & low
-        for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & low)
-        return (left.astype(np.int64) << half) | right.astype(np.int64)
+    def network(value: NDArray[np.int64], at: NDArray[np.bool_] | slice) -> NDArray[np.int64]:
+        left, right = (value >> half[at]).astype(np.uint32), value.astype(np.uint32) & low[at]
+        for key in keys[:, at]:
+            left, right = right, left ^ (_mix(right ^ key) & low[at])
+        return (left.astype(np.int64) << half[at]) | right.astype(np.int64)
 
-    value = network(np.asarray(index, dtype=np.int64))
-    while (outside := value >= n).any():
-        value[outside] = network(value[outside])
+    value = network(np.asarray(index, dtype=np.int64), slice(None))
+    while (outside := value >= sizes).any():
+        value[outside] = network(value[outside], outside)
     return value
 
 
 class Sampler:
-    """Draws the pairs of global step s: positions s·B .. s·B+B-1 of the endless sequence of epochs.
+    """Draws the pairs of global step s: positions s·B .. s·B+B-1 of the endless sequence of epochs, in each of which
+    every pair is drawn once.
 
-    A step may span two epochs (or more, when the corpus is smaller than a batch); nothing is dropped. A draw is a
-    function of the step alone, so resuming needs no state.
+    ``per_epoch``: draws in an epoch. A step may span two epochs (or more, when the corpus is smaller than a batch);
+    nothing is dropped. A draw is a function of the step alone, so resuming needs no state.
     """
 
     def __init__(self, pairs: int, batch: int, seed: int) -> None:
-        self.pairs, self.batch, self.seed = pairs, batch, seed
+        self.per_epoch, self.batch, self.seed = pairs, batch, seed
 
     def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and epochs (both int64) at these positions of the sequence."""
-        epochs, index = np.divmod(positions, self.pairs)
-        rows = np.empty_like(index)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = permute(index[here], self.pairs, self.seed, int(epoch))
-        return rows, epochs
+        """Rows at these positions of the sequence, and how often each was drawn before (all int64 [k])."""
+        epochs, index = np.divmod(positions, self.per_epoch)
+        return permute(index, self.per_epoch, self.seed, epochs), epochs
+
+    def head(self) -> int:
+        """How many draws come first, from whose end the queue is filled: an epoch's."""
+        return self.per_epoch
 
     def draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and epochs (both int64 [B]) of global step ``step``, counted from 0, in the order they were drawn."""
+        """What :meth:`at` gives for global step ``step``, counted from 0, in the order of drawing: two int64 [B]."""
         return self.at(np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64))
+
+
+class BalancedSampler(Sampler):
+    """Draws each language pair a fixed number of times an epoch, in epochs of its own.
+
+    The epoch's permutation says which language pair has its next turn. Its t-th draw, counted over all epochs, is place
+    t mod n of the permutation t div n of its n rows: n draws in a row are n rows, whatever its share. The random
+    decisions follow t div n, which is how often the row was drawn before.
+
+    Args:
+        segments: int64 [S, 3], of :class:`Stores`.
+        quotas: int64 [language pairs], draws of each in an epoch; see :func:`quotas`.
+    """
+
+    def __init__(self, segments: NDArray[np.int64], quotas: NDArray[np.int64], batch: int, seed: int) -> None:
+        super().__init__(int(quotas.sum()), batch, seed)
+        self._quotas, self._quota_ends = quotas, np.cumsum(quotas)
+        index, first, end = segments[np.argsort(segments[:, 0], kind="stable")].T
+        self._first, self._ends = first, np.cumsum(end - first)  # segment by segment, a language pair's are together
+        self._counts = np.bincount(index, end - first, len(quotas)).astype(np.int64)
+        self._count_ends = np.cumsum(self._counts)
+
+    def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        epochs, index = np.divmod(positions, self.per_epoch)
+        turn = permute(index, self.per_epoch, self.seed, epochs)
+        which = np.searchsorted(self._quota_ends, turn, side="right")
+        quotas, counts = self._quotas[which], self._counts[which]
+        draw = epochs * quotas + turn - (self._quota_ends[which] - quotas)
+        epochs, index = np.divmod(draw, counts)
+        place = self._count_ends[which] - counts + permute(index, counts, self.seed, epochs, 1 + which)
+        segment = np.searchsorted(self._ends, place, side="right")
+        before = np.where(segment > 0, self._ends[segment - 1], 0)
+        return self._first[segment] + place - before, epochs
+
+
+def quotas(
+    counts: NDArray[np.int64], alpha: float, cap: int | None = None, max_upsampling: float | None = None
+) -> NDArray[np.int64]:
+    """How often each language pair, of ``counts`` pairs (int64 [language pairs]), is drawn in an epoch (likewise).
+
+    As many draws as there are pairs are shared in proportion to ``counts ** alpha``. None gets more than ``cap``, nor
+    more than ``max_upsampling`` for each of its pairs; what they are spared is drawn from nobody else, so that the
+    shares of the others keep their proportions. Fractions are rounded by the largest remainder.
+    """
+    weights = np.where(counts > 0, counts.astype(np.float64) ** alpha, 0.0)
+    shares = counts.sum() * weights / weights.sum()
+    if cap is not None:
+        shares = np.minimum(shares, cap)
+    if max_upsampling is not None:
+        shares = np.minimum(shares, np.floor(max_upsampling * counts))
+    whole = np.floor(shares).astype(np.int64)
+    left = round(float(shares.sum())) - int(whole.sum())
+    whole[np.argsort(whole - shares, kind="stable")[:left]] += 1
+    return whole

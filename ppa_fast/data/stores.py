@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from ppa_fast.data.encode import SpecialIds
+from ppa_fast.data.pack import Packer, packer_for
 from ppa_fast.data.store import Store
 from ppa_fast.data.table import ROW_BITS, Table
 from ppa_fast.errors import UserError
@@ -60,6 +62,10 @@ class Stores(Table):
                     f"{tokenizer['name']}, which encodes otherwise; expected one tokenizer: prepare one of them again"
                 )
         return cls(stores)
+
+    def packer(self, **draws: Any) -> Packer:
+        """See :func:`packer_for`."""
+        return packer_for(self, **draws)
 
     @property
     def fingerprint(self) -> str:

@@ -37,8 +37,8 @@ class Workers(Generic[Item, Result]):
 
     def __init__(self, function: Callable[[Item], Result], processes: int) -> None:
         self._function, self._processes = function, processes
-        self._workers: list[_Worker] = []
-        self._idle: list[_Worker] = []
+        self._workers: list[Worker] = []
+        self._idle: list[Worker] = []
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="worker")  # each waits for one process
 
     def map(self, items: Iterable[Item]) -> Iterator[Result]:
@@ -67,7 +67,7 @@ class Workers(Generic[Item, Result]):
         try:
             worker = self._idle.pop()
         except IndexError:
-            worker = _Worker(self._function)
+            worker = Worker(self._function)
             self._workers.append(worker)
         result = worker(item)
         self._idle.append(worker)
@@ -83,7 +83,9 @@ class Workers(Generic[Item, Result]):
                 worker.kill()
 
 
-class _Worker:
+class Worker:
+    """A process that applies ``function``, which is pickled once, to one item after the other, as a call does."""
+
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._connection, theirs = Pipe()
         self._process = subprocess.Popen(

@@ -20,15 +20,15 @@ def evaluate_pairs(encoder: nn.Module, plan: Plan, device: torch.device) -> dict
 
     Every rank calls it and encodes its share of the sentences; ``encoder`` is one that a rank can run alone.
     """
-    rank, world, stores = dist.get_rank(), dist.get_world_size(), plan.stores
+    rank, world, data = dist.get_rank(), dist.get_world_size(), plan.data
     config: Any = encoder.config
-    encode = TextEncoder(plan.tokenizer, min(stores.max_tokens, max_sequence(config) - 2))
+    encode = TextEncoder(plan.tokenizer, min(data.max_tokens, max_sequence(config) - 2))
     pairs: dict[str, dict[str, Any]] = {}
     for source, *sides in plan.eval_pairs:
         vectors = []
         for texts in sides:
             mine = sentence_vectors(
-                encoder, encode(texts[rank::world]), stores.special, plan.settings.pooling, device=device
+                encoder, encode(texts[rank::world]), data.special, plan.settings.pooling, device=device
             )
             everyone: list[Tensor] = [mine] * world
             dist.all_gather_object(everyone, mine)

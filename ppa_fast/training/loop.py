@@ -18,8 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ppa_fast.data.batch import Batches, PairBatch, micro_batches
-from ppa_fast.data.pack import packer_for
-from ppa_fast.data.sampler import Sampler
+from ppa_fast.data.stream import Stream
 from ppa_fast.errors import UserError
 from ppa_fast.files import remove_folder, write_text, writing
 from ppa_fast.model.alignment import AlignmentModel
@@ -41,7 +40,7 @@ from ppa_fast.training.feed import Feed
 from ppa_fast.training.figures import Figures, LateSums, Rates
 from ppa_fast.training.metrics import JsonLines
 from ppa_fast.training.optimizer import optimizer_for
-from ppa_fast.training.plan import NOT_FINITE, Plan, make_plan, say
+from ppa_fast.training.plan import NOT_FINITE, Plan, make_plan, sampling_table, say
 from ppa_fast.training.watch import watched
 from ppa_fast.training.zero import ZeroMasters
 
@@ -65,6 +64,8 @@ def train(settings: Settings) -> dict[str, Any]:
     with ExitStack() as ends, watched():
         plan = make_plan(settings, distributed.world_size())
         if distributed.rank() == 0:
+            if plan.draws:  # of text they are not known
+                say(sampling_table(plan.data.counts, plan.draws))
             for warning in plan.warnings:
                 say(f"warning: {warning}")
         device = distributed.start()
@@ -125,13 +126,14 @@ class Trainer:
             self.masters.anchor(initial, settings.anchor)
         self.momentum = MomentumEncoder(self.whole_model, self.masters) if settings.moco else None
 
-        self.sampler = Sampler(len(plan.stores), config.batch, settings.seed)
+        self.sampler = plan.sampler
         self.draws: dict[str, Any] = {
             "seed": settings.seed,
             "mask_probability": settings.mask_probability if settings.tlm else 0.0,
             "input_shuffling": settings.input_shuffling,
         }
-        self.packer = packer_for(plan.stores, **self.draws)
+        self.stream = plan.data if isinstance(plan.data, Stream) else None
+        self.packer = plan.data.packer(**self.draws)
         self.pinned = device.type == "cuda"
         batches = Batches(self.packer, self.sampler, config.micro_batch, self.rank, self.world, pinned=self.pinned)
         self.feed = Feed(batches, self._assemble, device)
@@ -150,16 +152,27 @@ class Trainer:
         self.signal = distributed.StopSignal()
         if plan.resume_from is not None:
             self._load(plan.resume_from)
-        elif settings.moco:
+        self._start_stream()
+        if plan.resume_from is None and settings.moco:
             self._fill_queue()
         if self.rank == 0:
             self._open_run(mlm)
         dist.barrier()
 
+    def _start_stream(self) -> None:
+        """Where the data is text: rank 0 has the shards made from this step on; the others may look for them."""
+        if self.stream and self.rank == 0:
+            say("the data is text: its first shard is being made")
+            self.stream.spool.start(
+                self.stream.maker, self.step * self.plan.config.batch, anew=self.plan.resume_from is None
+            )
+        if self.stream:
+            dist.barrier()
+
     # One global step.
 
     def _assemble(self, batch: PairBatch) -> Assembled:
-        special = self.plan.stores.special
+        special = self.plan.data.special
         return assemble(
             batch.a_tokens,
             batch.a_offsets,
@@ -284,7 +297,7 @@ class Trainer:
             for record in self.not_finite:
                 rows, _ = self.sampler.draw(record["step"] - 1)
                 figures = {name: _plain(record[name]) for name in ("step", "loss_tlm", "loss_moco", "grad_norm")}
-                lines.append(json.dumps({**figures, "pair_ids": self.plan.stores.pair_ids(rows).tolist()}) + "\n")
+                lines.append(json.dumps({**figures, "pair_ids": self.plan.data.pair_ids(rows).tolist()}) + "\n")
             write_text(file, "".join(lines))
         dist.barrier()  # the first rank that fails ends all others
         raise UserError(
@@ -331,18 +344,18 @@ class Trainer:
             self.momentum.refresh()
 
     def _fill_queue(self) -> None:
-        """Fills the queue before the first step with the key sides of the last min(K, pairs) pairs of epoch 0's order,
-        or with random unit vectors."""
+        """Fills the queue before the first step with the key sides of the last min(K, draws) draws of epoch 0 (of text:
+        of its first shard), or with random unit vectors."""
         assert self.momentum is not None
-        settings, pairs = self.settings, self.sampler.pairs
-        count = min(settings.queue_size, pairs)
+        settings, draws = self.settings, self.sampler.head()
+        count = min(settings.queue_size, draws)
         if settings.queue_warmup == "random":
             generator = torch.Generator().manual_seed(torch_seed(settings.seed, 0, 1))
             vectors = torch.randn(settings.queue_size, settings.projection_dim, generator=generator)
             vectors = torch.nn.functional.normalize(vectors, dim=1).to(self.device)
             groups = torch.full((settings.queue_size,), NO_GROUP, dtype=torch.int64, device=self.device)
             return self.queue.fill(vectors, groups)
-        rows, epochs = self.sampler.at(np.arange(pairs - count, pairs, dtype=np.int64))
+        rows, epochs = self.sampler.at(np.arange(draws - count, draws, dtype=np.int64))
         parts = -(-count // WARMUP_CHUNK)
         mine = []
         with Progress("fill the queue", count, "keys", enabled=self.rank == 0) as bar:
@@ -365,10 +378,11 @@ class Trainer:
         """Rank 0: the folder with its settings, the base model's untouched parts, and the logs."""
         with writing(self.run):
             self.run.mkdir(parents=True, exist_ok=True)
-        pairs = self.plan.stores.counts
-        languages = sorted({code for name in pairs for code in name.split("-")})
-        read = {"paths": self.settings.data, "pairs": pairs, "languages": languages, "batch": self.plan.config.batch}
-        read |= {"max_tokens": self.plan.stores.max_tokens, "fingerprint": self.plan.stores.fingerprint}
+        pairs = self.plan.data.counts
+        languages = sorted({code for name in self.plan.data.language_pairs for code in name.split("-")})
+        read: dict[str, Any] = {"paths": self.settings.data, "pairs": pairs, "draws": self.plan.draws}
+        read |= {"languages": languages, "batch": self.plan.config.batch}
+        read |= {"max_tokens": self.plan.data.max_tokens, "fingerprint": self.plan.data.fingerprint}
         write_yaml(self.settings, self.run / "settings.yaml", read)
         begins = self.plan.resume_from is None
         if begins:  # what a run left that was killed before its first checkpoint is not of this one
@@ -400,7 +414,7 @@ class Trainer:
                 "cursor": self.queue.cursor,
                 "loss_scaler": self.masters.loss_scaler,
                 "batch": self.plan.config.batch,
-                "store": self.plan.stores.fingerprint,
+                "store": self.plan.data.fingerprint,
                 "world_size": self.world,
                 "settings": dataclasses.asdict(self.settings),
             }
@@ -440,6 +454,8 @@ class Trainer:
     def close(self) -> None:
         """Ends what the run holds open; the process group stays, other code may use it."""
         self.signal.restore()
+        if self.stream:
+            self.stream.spool.close()
         self.feed.close()
         if self.rank == 0:
             self.metrics.close()

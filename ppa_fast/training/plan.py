@@ -8,11 +8,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ppa_fast.data.corpus import PairSource, read_eval_pairs
 from ppa_fast.data.encode import load_tokenizer, tokenizer_fingerprint
+from ppa_fast.data.prepare import REJECTED
+from ppa_fast.data.sampler import BalancedSampler, Sampler, quotas
+from ppa_fast.data.spool import FOLDER
 from ppa_fast.data.stores import Stores
+from ppa_fast.data.stream import Stream, StreamSampler, is_text
 from ppa_fast.errors import UserError
 from ppa_fast.model.encoder import load_config, max_sequence
 from ppa_fast.model.folder import UNTOUCHED
@@ -32,11 +37,17 @@ QUEUE_SHARE = 0.05  # of the pairs: a larger queue holds many of the query's own
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start. ``resume_from``: the checkpoint folder to go on from; ``warnings``: said once."""
+    """A run that can start.
+
+    ``draws``: how often each language pair is drawn in an epoch. ``resume_from``: the checkpoint folder to go on from;
+    ``warnings``: said once.
+    """
 
     settings: Settings
     config: DeepSpeedConfig
-    stores: Stores
+    data: Stores | Stream
+    sampler: Sampler
+    draws: dict[str, int]
     tokenizer: PreTrainedTokenizerBase
     eval_pairs: list[tuple[PairSource, list[str], list[str]]]
     steps: int
@@ -53,20 +64,62 @@ def make_plan(settings: Settings, world_size: int) -> Plan:
             f"compile: ZeRO stage 3 ({config.path}) gathers weights by hooks that torch.compile does not see; expected "
             "stages 0 to 2, or no compile"
         )
-    stores = Stores.open(settings.data)
+    text = is_text(settings.data)
+    data: Stores | Stream
+    if text:
+        _check_stream(settings)
+    else:
+        data = Stores.open(settings.data)
     evaluations = _read_evaluations(settings.eval_pairs)
     checkpoints = Checkpoints(settings.output)
     resume_from = checkpoints.resume_point()
     _check_output(settings, resume_from)
     model_config = load_config(settings.model)
     tokenizer = load_tokenizer(settings.model)
-    _check_model(settings, stores, tokenizer, model_config)
-    warnings = _check_queue(settings, config.batch, len(stores))
-    epochs = settings.epochs if settings.epochs is not None else 1.0
-    steps = settings.steps if settings.steps is not None else math.ceil(epochs * len(stores) / config.batch)
+    if text:
+        held = (settings.max_skipped + 4) * config.batch  # steps that may be asked for again, and ranks that are behind
+        data = Stream(settings.data, tokenizer, settings.max_tokens, settings.stream_shard, Path(settings.output), held)
+    _check_model(settings, data, tokenizer, model_config)
+    warnings = _check_queue(settings, config.batch, data)
+    sampler, draws = _plan_order(settings, data, config.batch)
+    steps = settings.steps
+    if steps is None:
+        steps = math.ceil((settings.epochs or 1.0) * sampler.per_epoch / config.batch)
     if resume_from is not None:
-        warnings += _check_resume(settings, config, stores, steps, resume_from)
-    return Plan(settings, config, stores, tokenizer, evaluations, steps, resume_from, warnings)
+        warnings += _check_resume(settings, config, data, steps, resume_from)
+    return Plan(settings, config, data, sampler, draws, tokenizer, evaluations, steps, resume_from, warnings)
+
+
+def _check_stream(settings: Settings) -> None:
+    """What is known of stores only."""
+    if settings.steps is None:
+        raise UserError("steps: not given, and how many pairs a text has is not known before; expected --steps")
+    for name in ("sampling_alpha", "sampling_cap", "max_upsampling"):
+        if getattr(settings, name) != getattr(Settings(), name):
+            raise UserError(f"{name}: text is read as it is; expected stores (ppa-fast prepare) to sample from")
+
+
+def _plan_order(settings: Settings, data: Stores | Stream, batch: int) -> tuple[Sampler, dict[str, int]]:
+    """The order of the pairs, and how often each language pair is drawn in an epoch: where that is as often as it has
+    pairs, all of them are shuffled as one. Of text nothing is known."""
+    if isinstance(data, Stream):
+        return StreamSampler(data.spool, batch, settings.seed), {}
+    counts = np.array(list(data.counts.values()), np.int64)
+    wanted = quotas(counts, settings.sampling_alpha, settings.sampling_cap, settings.max_upsampling)
+    draws = dict(zip(data.language_pairs, wanted.tolist(), strict=True))
+    if np.array_equal(wanted, counts):
+        return Sampler(len(data), batch, settings.seed), draws
+    return BalancedSampler(data.segments, wanted, batch, settings.seed), draws
+
+
+def sampling_table(counts: dict[str, int], draws: dict[str, int]) -> str:
+    """The expected share of each language pair, for people."""
+    width = max(13, *map(len, counts))
+    lines = [f"{'language pair':{width}}  {'pairs':>13}  {'draws an epoch':>14}  {'share':>7}  draws of a pair"]
+    for name, count in counts.items():
+        share, often = draws[name] / sum(draws.values()), draws[name] / max(1, count)
+        lines.append(f"{name:{width}}  {count:>13,}  {draws[name]:>14,}  {share:>7.2%}  {often:>15.2f}")
+    return "\n".join(lines)
 
 
 def _read_evaluations(specs: list[str]) -> list[tuple[PairSource, list[str], list[str]]]:
@@ -91,6 +144,7 @@ def _check_output(settings: Settings, resume_from: Path | None) -> None:
             "expected an empty folder, or --resume auto to continue"
         )
     known = {"settings.yaml", "metrics.jsonl", "evaluations.jsonl", NOT_FINITE, "model", "checkpoints", "tensorboard"}
+    known |= {FOLDER, REJECTED}
     foreign = sorted({p.name for p in output.iterdir()} - known) if output.is_dir() else []
     foreign = [name for name in foreign if not name.startswith(".")]
     if (output / "model").exists() and not (output / "model" / UNTOUCHED).exists():
@@ -100,46 +154,49 @@ def _check_output(settings: Settings, resume_from: Path | None) -> None:
 
 
 def _check_model(
-    settings: Settings, stores: Stores, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
+    settings: Settings, data: Stores | Stream, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
 ) -> None:
-    stated = stores.stores[0].manifest["tokenizer"]
-    paths = " ".join(settings.data)
-    if tokenizer_fingerprint(tokenizer) != stated["fingerprint"]:
-        raise UserError(
-            f"data: {paths} was prepared with the tokenizer {stated['name']}, which is not that of the model "
-            f"{settings.model}; expected equal tokenizers: prepare again with --tokenizer {settings.model}"
-        )
-    if model_config.vocab_size < stores.special.vocab_size:
+    paths, how = " ".join(settings.data), "expected --max-tokens"
+    if isinstance(data, Stores):
+        stated, how = data.stores[0].manifest["tokenizer"], "prepare with --max-tokens"
+        if tokenizer_fingerprint(tokenizer) != stated["fingerprint"]:
+            raise UserError(
+                f"data: {paths} was prepared with the tokenizer {stated['name']}, which is not that of the model "
+                f"{settings.model}; expected equal tokenizers: prepare again with --tokenizer {settings.model}"
+            )
+    if model_config.vocab_size < data.special.vocab_size:
         raise UserError(
             f"model: {settings.model} has {model_config.vocab_size} embeddings, its tokenizer "
-            f"{stores.special.vocab_size} tokens"
+            f"{data.special.vocab_size} tokens"
         )
     if settings.freeze_layers > model_config.num_hidden_layers:
         raise UserError(
             f"freeze_layers: found {settings.freeze_layers}; {settings.model} has {model_config.num_hidden_layers} "
             "layers, expected no more"
         )
-    longest_a, longest_b = stores.longest
+    longest_a, longest_b = data.longest
     needed, limit = longest_a + longest_b + 3, max_sequence(model_config)
     if settings.tlm and needed > limit:
         raise UserError(
             f"data: {paths} holds sentences of up to {longest_a} and {longest_b} tokens, together "
-            f"{needed} with special tokens; the model {settings.model} has {limit} positions: prepare with "
-            f"--max-tokens {(limit - 3) // 2}"
+            f"{needed} with special tokens; the model {settings.model} has {limit} positions: {how} {(limit - 3) // 2}"
         )
     longest = max(longest_a, longest_b)
     if longest + 2 > limit:
         raise UserError(
             f"data: {paths} holds sentences of up to {longest} tokens, {longest + 2} with special tokens; the "
-            f"model {settings.model} has {limit} positions: prepare with --max-tokens {limit - 2}"
+            f"model {settings.model} has {limit} positions: {how} {limit - 2}"
         )
 
 
-def _check_queue(settings: Settings, batch: int, pairs: int) -> list[str]:
+def _check_queue(settings: Settings, batch: int, data: Stores | Stream) -> list[str]:
     if not settings.moco:
         return []
     if settings.queue_size < batch:
         raise UserError(f"queue_size: found {settings.queue_size}, expected at least the global batch, {batch}")
+    if isinstance(data, Stream):
+        return []
+    pairs = len(data)
     if settings.queue_size > QUEUE_SHARE * pairs:
         return [
             f"queue_size {settings.queue_size} is {settings.queue_size / pairs:.0%} of the {pairs} pairs; above "
@@ -148,20 +205,22 @@ def _check_queue(settings: Settings, batch: int, pairs: int) -> list[str]:
     return []
 
 
-def _check_resume(settings: Settings, config: DeepSpeedConfig, stores: Stores, steps: int, path: Path) -> list[str]:
+def _check_resume(
+    settings: Settings, config: DeepSpeedConfig, data: Stores | Stream, steps: int, path: Path
+) -> list[str]:
     state = read_state(path)
     if state["batch"] != config.batch:
         raise UserError(
             f"{config.path}: train_batch_size: found {config.batch}, but the run in {settings.output} was trained with "
             f"{state['batch']}; expected the same, or another output"
         )
-    if state["store"] != stores.fingerprint:
+    if state["store"] != data.fingerprint:
         raise UserError(
-            f"data: {' '.join(settings.data)}: not the stores that the run in {settings.output} was trained on, in "
-            "their order; expected the same, or another output"
+            f"data: {' '.join(settings.data)}: not the stores or the text that the run in {settings.output} was "
+            "trained on, in their order; expected the same, or another output"
         )
     now = dataclasses.asdict(settings)
-    for name, then in state["settings"].items():
+    for name, then in {**dataclasses.asdict(Settings()), **state["settings"]}.items():
         if name not in FREE and now.get(name) != then:
             raise UserError(
                 f"{name}: found {now.get(name)!r}, but the run in {settings.output} was trained with {then!r}; "

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppa_fast.data.sampler import Sampler, permute
+from ppa_fast.data.sampler import BalancedSampler, Sampler, permute, quotas
 
 
 def order(n: int, seed: int = 0, epoch: int = 0) -> np.ndarray:
@@ -133,3 +133,149 @@ def test_a_trillion_pairs_cost_no_memory():
     # Uniform over the range: a mean of 10,000 draws has standard deviation n / sqrt(12 * 10,000).
     assert abs(many.mean() - n / 2) < 5 * n / np.sqrt(12 * 10_000)
     assert epochs.tolist() == (np.arange(batch) + (n - batch // 2) // batch * batch >= n).tolist()
+
+
+# Several permutations at once.
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 99))
+def test_permutations_of_many_sizes_at_once_are_those_of_each(data, seed):
+    """Sizes, epochs and orders of their own for each index, 2^40 rows among them."""
+    size = st.one_of(st.integers(1, 40), st.integers(2**31, 2**40))
+    drawn = data.draw(st.lists(st.tuples(size, st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=20))
+    n, epoch, which = np.array(drawn, np.int64).T
+    index = np.array([data.draw(st.integers(0, size - 1)) for size in n.tolist()], np.int64)
+    single = [
+        permute(np.array([i]), int(one), seed, int(e), int(w))[0]
+        for i, one, e, w in zip(index, n, epoch, which, strict=True)
+    ]
+    assert permute(index, n, seed, epoch, which).tolist() == single
+
+
+def test_orders_of_one_epoch_are_unlike():
+    orders = [permute(np.arange(1000), 1000, 0, 3, which) for which in range(5)]
+    assert np.array_equal(orders[0], order(1000, 0, 3))
+    for i, one in enumerate(orders):
+        assert is_permutation(one, 1000)
+        assert all((one == other).sum() <= 12 for other in orders[i + 1 :])
+
+
+# Sampling across language pairs.
+
+
+counts_of = st.lists(st.integers(0, 300), min_size=1, max_size=6).filter(any)
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts_of, st.floats(0, 1))
+def test_shares_follow_the_power_of_the_size(counts, alpha):
+    counts = np.array(counts)
+    drawn = quotas(counts, alpha)
+    assert drawn.dtype == np.int64
+    assert drawn.sum() == counts.sum()
+    weights = np.array([float(n) ** alpha if n else 0.0 for n in counts.tolist()])
+    assert (np.abs(drawn - counts.sum() * weights / weights.sum()) < 1).all()
+    assert ((drawn > 0) == (counts > 0)).all()  # none is lost
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts_of)
+def test_by_size_is_once_each(counts):
+    assert quotas(np.array(counts), 1.0).tolist() == counts
+    assert quotas(np.array(counts), 1.0, cap=1000, max_upsampling=1.0).tolist() == counts
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts_of, st.floats(0, 1), st.integers(1, 400), st.floats(1, 5))
+def test_limits_hold_and_leave_the_others_as_they_were(counts, alpha, cap, often):
+    counts = np.array(counts)
+    free, drawn = quotas(counts, alpha), quotas(counts, alpha, cap, often)
+    limits = np.minimum(cap, np.floor(often * counts))
+    assert (drawn <= limits).all()
+    assert ((drawn > 0) == (counts > 0)).all()
+    below = free < limits
+    assert (np.abs(drawn - free)[below] <= 1).all()
+    assert (drawn >= limits - 1)[free > limits].all()
+
+
+def test_known_quotas():
+    counts = np.array([1_000_000, 10_000, 100])
+    assert quotas(counts, 0.5).tolist() == [910_000, 91_000, 9_100]  # 1000 : 100 : 10 of 1,010,100
+    assert quotas(counts, 0.0).tolist() == [336_700] * 3
+    assert quotas(counts, 0.5, max_upsampling=10).tolist() == [910_000, 91_000, 1_000]
+    assert quotas(counts, 1.0, cap=5_000).tolist() == [5_000, 5_000, 100]
+    assert quotas(np.array([10**10, 3, 10**10 + 1]), 1.0).tolist() == [10**10, 3, 10**10 + 1]
+
+
+SEGMENTS = np.array([[1, 0, 7], [0, 7, 12], [1, 12, 15], [2, 15, 16], [0, 16, 20]])  # 9, 10 and 1 rows of 20
+LANGUAGE = np.array([1] * 7 + [0] * 5 + [1] * 3 + [2] + [0] * 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    drawn=st.lists(st.integers(1, 40), min_size=3, max_size=3),
+    batch=st.integers(1, 70),
+    seed=st.integers(0, 99),
+    epochs=st.integers(1, 6),
+)
+def test_epochs_draw_each_language_pair_by_its_quota_and_each_row_in_its_turn(drawn, batch, seed, epochs):
+    sampler = BalancedSampler(SEGMENTS, np.array(drawn), batch, seed)
+    assert sampler.per_epoch == sum(drawn)
+    steps = -(-epochs * sum(drawn) // batch)
+    rows, own = (np.concatenate(c)[: epochs * sum(drawn)] for c in zip(*map(sampler.draw, range(steps)), strict=True))
+    languages = LANGUAGE[rows].reshape(epochs, -1)
+    for index, (count, quota) in enumerate(zip((9, 10, 1), drawn, strict=True)):
+        assert ((languages == index).sum(1) == quota).all()
+        # Own epochs: all rows once in each that is over, the last one in part, none twice.
+        mine = LANGUAGE[rows] == index
+        times = np.bincount(own[mine])
+        assert times.tolist() == np.bincount(np.arange(epochs * quota) // count).tolist()
+        for epoch in range(len(times)):
+            found = rows[mine & (own == epoch)]
+            assert len(set(found.tolist())) == len(found)
+    # A row's draws are numbered 0, 1, …, but for the one that its language pair's last epoch may still owe.
+    for row in set(rows.tolist()):
+        numbers = np.sort(own[rows == row])
+        assert len(set(numbers.tolist())) == len(numbers)
+        assert numbers[-1] <= len(numbers)
+
+
+def test_the_batch_does_not_change_the_sequence():
+    drawn = np.array([5, 30, 11])
+    sequences = []
+    for batch in (1, 7, 46, 100):
+        sampler = BalancedSampler(SEGMENTS, drawn, batch, 3)
+        rows, own = (np.concatenate(c)[:300] for c in zip(*map(sampler.draw, range(-(-300 // batch))), strict=True))
+        sequences.append((rows.tolist(), own.tolist()))
+    assert all(sequence == sequences[0] for sequence in sequences)
+
+
+def test_language_pairs_are_spread_over_the_epoch_and_have_orders_of_their_own():
+    segments = np.array([[0, 0, 1000], [1, 1000, 2000]])
+    sampler = BalancedSampler(segments, np.array([500, 1500]), 2000, 7)
+    rows, _ = sampler.draw(0)
+    second = (rows >= 1000).reshape(20, 100).sum(1)
+    assert (np.abs(second - 75) < 5 * np.sqrt(100 * 0.75 * 0.25)).all()
+    assert not np.array_equal(rows, sampler.draw(1)[0])
+    both = BalancedSampler(segments, np.array([1000, 2000]), 3000, 7).draw(0)[0]
+    place = {row: i for i, row in enumerate(both.tolist())}
+    orders = [sorted(range(1000), key=lambda row, first=first: place[row + first]) for first in (0, 1000)]
+    assert abs(np.corrcoef(*orders)[0, 1]) < 5 / np.sqrt(1000)
+
+
+def test_a_billion_pairs_of_a_hundred_languages_cost_no_memory():
+    sizes = np.logspace(3, 9, 100).astype(np.int64)
+    ends = np.cumsum(sizes)
+    segments = np.stack([np.arange(100), ends - sizes, ends], 1)
+    tracemalloc.start()
+    try:
+        sampler = BalancedSampler(segments, quotas(sizes, 0.3), 256, seed=1)
+        rows, own = sampler.draw(10**6)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
+    assert rows.min() >= 0
+    assert rows.max() < ends[-1]
+    assert own[rows < 1000].min(initial=10**9) > 1000  # the smallest are drawn again and again

@@ -265,7 +265,7 @@ def test_input_shuffling(job):
     """Off: side a is the query of every pair. On: a coin decides, and keys are the other side."""
     for on in (False, True):
         with trainer_here(job(f"run-{on}", input_shuffling=on)) as trainer:
-            store = trainer.plan.stores
+            store = trainer.plan.data
             swaps = []
             for batch, _ in trainer.feed(0):
                 streams = trainer._assemble(batch)
@@ -292,7 +292,7 @@ def test_the_queue_starts_with_keys_of_epoch_0s_end(job, size):
         assert int(trainer.queue.live.sum()) == count
         rows, epochs = trainer.sampler.at(np.arange(300 - count, 300))
         assert set(epochs) == {0}
-        assert groups.tolist() == trainer.plan.stores.rows(rows).groups.tolist()
+        assert groups.tolist() == trainer.plan.data.rows(rows).groups.tolist()
         (batch,) = micro_batches(trainer.packer, rows, epochs, 1)
         expected = torch.empty_like(vectors)
         expected[batch.positions] = trainer.momentum.keys(trainer._assemble(batch).key)

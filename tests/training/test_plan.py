@@ -6,17 +6,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoModel, DistilBertConfig
 
 from ppa_fast.data.prepare import prepare
+from ppa_fast.data.sampler import BalancedSampler, Sampler
 from ppa_fast.data.store import Store
 from ppa_fast.data.wordpiece import train_wordpiece
 from ppa_fast.errors import UserError
 from ppa_fast.model.initialise import init_model
 from ppa_fast.settings import Settings
 from ppa_fast.training.loop import train
-from ppa_fast.training.plan import Plan, make_plan
+from ppa_fast.training.plan import Plan, make_plan, sampling_table
 from tests.conftest import Tiny, write_config
 
 PAIRS = 300  # of the tiny store
@@ -47,7 +49,7 @@ def refused(options: dict, message: str, **more) -> str:
 
 def test_a_good_plan(options, tiny):
     good = plan(options)
-    assert (good.config.batch, good.config.micro_batch, len(good.stores)) == (8, 8, PAIRS)
+    assert (good.config.batch, good.config.micro_batch, len(good.data)) == (8, 8, PAIRS)
     assert good.tokenizer.mask_token == "[MASK]"
     assert (good.resume_from, good.warnings, good.eval_pairs) == (None, [], [])
     assert not Path(options["output"]).exists()
@@ -180,6 +182,51 @@ def test_a_queue_above_5_per_cent_of_the_pairs_is_a_warning(options):
     (warning,) = plan(options, queue_size=PAIRS * 2).warnings
     assert "200% of the 300 pairs" in warning
     assert plan(options, queue_size=PAIRS, moco=False).warnings == []
+
+
+# Sampling across language pairs: the tiny store has 150 pairs of en-de and 150 of fr-en.
+
+
+@pytest.fixture
+def uneven(options, tiny, tmp_path) -> dict:
+    """The tiny store, and another with 150 pairs more of en-de: 300 and 150."""
+    prepare(tiny.pairs[:1], str(tiny.tokenizer), tmp_path / "more", max_tokens=30)
+    return {**options, "data": [str(tiny.store), str(tmp_path / "more")]}
+
+
+def test_as_the_corpus_is_all_pairs_are_shuffled_as_one(options, uneven):
+    for more in ({}, {"sampling_cap": 300}, {"max_upsampling": 1}):
+        good = plan(uneven, **more)
+        assert type(good.sampler) is Sampler
+        assert good.draws == {"en-de": 300, "fr-en": 150}
+        assert good.sampler.per_epoch == 450
+    assert type(plan(options, sampling_alpha=0.3).sampler) is Sampler  # languages of one size
+
+
+def test_draws_of_the_language_pairs(uneven):
+    good = plan(uneven, sampling_alpha=0)
+    assert isinstance(good.sampler, BalancedSampler)
+    assert good.draws == {"en-de": 225, "fr-en": 225}
+    assert good.steps == 57  # ceil(450 / 8)
+    capped = plan(uneven, sampling_alpha=0, sampling_cap=200, max_upsampling=1.2, epochs=2)
+    assert capped.draws == {"en-de": 200, "fr-en": 180}
+    assert (capped.sampler.per_epoch, capped.steps) == (380, 95)
+    rows, _ = capped.sampler.at(np.arange(380))
+    assert np.bincount(capped.data.segments[:, 0], minlength=2).tolist() == [2, 1]
+    assert ((rows >= 150) & (rows < 300)).sum() == 180  # fr-en
+
+
+def test_the_table_of_shares():
+    lines = sampling_table(
+        {"en-de": 1_000_000, "zh_Hant-en": 500, "en-sw": 0}, {"en-de": 6000, "zh_Hant-en": 2000, "en-sw": 0}
+    )
+    assert [line.split() for line in lines.splitlines()] == [
+        ["language", "pair", "pairs", "draws", "an", "epoch", "share", "draws", "of", "a", "pair"],
+        ["en-de", "1,000,000", "6,000", "75.00%", "0.01"],
+        ["zh_Hant-en", "500", "2,000", "25.00%", "4.00"],
+        ["en-sw", "0", "0", "0.00%", "0.00"],
+    ]
+    assert len({len(line) for line in lines.splitlines()}) == 1
 
 
 # The output.

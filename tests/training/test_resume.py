@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from ppa_fast.data.prepare import prepare
 from ppa_fast.errors import UserError
 from ppa_fast.model.initialise import init_model
 from ppa_fast.settings import Settings
@@ -165,11 +167,36 @@ def test_another_global_batch_is_an_error(tiny, tmp_path, finished):
 
 
 def test_another_store_is_an_error(tiny, tmp_path, finished):
-    from ppa_fast.data.prepare import prepare
-
     prepare(tiny.pairs[:1], str(tiny.tokenizer), tmp_path / "store2", max_tokens=30)
     with pytest.raises(UserError, match="not the store"):
         make_plan(Settings(**job(tiny, tmp_path, "run", data=str(tmp_path / "store2"))), 1)
+
+
+@pytest.mark.parametrize("other", [{"sampling_alpha": 0.3}, {"sampling_cap": 9}, {"max_upsampling": 2}])
+def test_another_sampling_is_an_error(tiny, tmp_path, finished, other):
+    (name,) = other
+    with pytest.raises(UserError, match=f"^{name}: found .*, but the run in .* was trained with (1.0|None)"):
+        make_plan(Settings(**job(tiny, tmp_path, "run", **other)), 1)
+    # Checkpoints of the time before there was a choice.
+    file = finished / "checkpoints" / "step-00000002" / "state.json"
+    state = json.loads(file.read_text())
+    del state["settings"][name]
+    file.write_text(json.dumps(state))
+    assert make_plan(Settings(**job(tiny, tmp_path, "run")), 1).resume_from
+    with pytest.raises(UserError, match=f"^{name}: found .*, but the run in .* was trained with (1.0|None)"):
+        make_plan(Settings(**job(tiny, tmp_path, "run", **other)), 1)
+
+
+def test_sampled_runs_go_on_as_if_they_had_not_stopped(tiny, tmp_path, capfd):
+    """Two stores, language pairs of unequal sizes drawn alike, across several epochs."""
+    prepare(tiny.pairs[:1], str(tiny.tokenizer), tmp_path / "more", max_tokens=30)
+    more = {"data": [str(tiny.store), str(tmp_path / "more")], "sampling_alpha": 0.0, "sampling_cap": 20}
+    for name, steps in (("cut", 3), ("cut", 8), ("straight", 8)):
+        run_here(job(tiny, tmp_path, name, steps=steps, schedule="constant", **more))
+    same_end(tmp_path / "straight", tmp_path / "cut", 8)
+    store = yaml.safe_load((tmp_path / "cut" / "settings.yaml").read_text())["store"]
+    assert (store["pairs"], store["draws"]) == ({"en-de": 300, "fr-en": 150}, {"en-de": 20, "fr-en": 20})
+    assert "fr-en                    150              20   50.00%             0.13" in capfd.readouterr().err
 
 
 def test_weights_of_another_shape_are_an_error(tiny, tmp_path, finished):
