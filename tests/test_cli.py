@@ -44,6 +44,7 @@ VERBS = [
     ["finetune", "qa"],
     ["finetune", "classify"],
     ["export"],
+    ["report"],
     ["ablate"],
     ["doctor"],
     ["completion"],

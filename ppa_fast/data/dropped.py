@@ -13,12 +13,11 @@ import xxhash
 from ppa_fast.data.source import Drop
 from ppa_fast.files import write_text
 
-DROPPED = "dropped.json"
+DROPPED = "dropped.json"  # in the store: samples of the records that were sound but not wanted
 SAMPLES = 20
 SAMPLE_CHARACTERS = 500
 
-
-State = dict[str, dict[str, list[dict[str, Any]]]]
+State = dict[str, dict[str, list[dict[str, Any]]]]  # of dropped.json
 
 
 class Samples:
@@ -60,9 +59,11 @@ class Samples:
         return state
 
     def write(self, store: Path) -> None:
-        """Writes ``dropped.json``, if there is anything to write."""
+        """Writes ``dropped.json``; without drops there is none."""
         if self._samples:
             write_text(store / DROPPED, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+        else:
+            (store / DROPPED).unlink(missing_ok=True)  # what a prepare with other arguments left
 
 
 def _cut(text: str) -> str:

@@ -61,6 +61,7 @@ def test_samples_are_few_spread_and_short(tmp_path: Path) -> None:
 
 
 def test_no_drops_no_file(tmp_path: Path) -> None:
+    (tmp_path / "dropped.json").write_text("what a prepare with other arguments left")
     Samples({}).write(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert Samples.read(tmp_path) == {}

@@ -489,7 +489,7 @@ def test_killed_with_duplicates(tmp_path: Path, three_shards: dict[str, Any]) ->
     manifest = prepare(**arguments, out=tmp_path / "unique", workers=1)
     dropped = {name: counts["dropped"] for name, counts in manifest["language_pairs"].items()}
     assert dropped == {"en-de": {"duplicate": 64}, "fr-en": {"duplicate": 29}}
-    assert run_killed({**arguments, "out": str(tmp_path / "store")}, [30, 25, 0]) == 2
+    assert run_killed({**arguments, "out": str(tmp_path / "store")}, [26, 25, 30, 0]) >= 2
     assert contents(tmp_path / "store") == contents(tmp_path / "unique")
 
 
