@@ -85,7 +85,8 @@ def _next() -> str:
         return "all is there: make demo, or ppa-fast --help"
     needed = [os.environ.get("CXX", "g++")] + ["nvcc"] * bool(cuda)
     missing = [program for program in needed if shutil.which(program) is None]
-    install = f"install {' and '.join(missing)} and put them on the PATH, then " if missing else ""
+    them = "them" if len(missing) > 1 else "it"
+    install = f"install {' and '.join(missing)} and put {them} on the PATH, then " if missing else ""
     return f"{install}python setup.py build_ext --inplace"
 
 

@@ -38,3 +38,21 @@ def test_a_foreign_cuda_library_is_a_finding(monkeypatch, tmp_path):
     (tmp_path / "_C_cuda.so").write_bytes(b"no library")
     monkeypatch.setitem(library.LIBRARIES, "cuda", tmp_path / "_C_cuda.so")
     assert dict(doctor.report())["CUDA library"].startswith("unknown (")
+
+
+def test_it_tells_what_to_do_next(monkeypatch, tmp_path):
+    monkeypatch.delenv("PPA_FAST_BACKEND", raising=False)
+    monkeypatch.setattr(doctor.pack, "WHY_NOT_NATIVE", "")
+    monkeypatch.setattr(library, "why_not_native", lambda device: None)
+    assert dict(doctor.report())["next"] == "all is there: make demo, or ppa-fast --help"
+
+    monkeypatch.setattr(library, "why_not_native", lambda device: "not built")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    build = "python setup.py build_ext --inplace"
+    assert doctor._next() == f"install no-such-compiler and put it on the PATH, then {build}"
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor._next() == f"install no-such-compiler and nvcc and put them on the PATH, then {build}"
+
+    monkeypatch.setenv("PPA_FAST_BACKEND", "reference")
+    assert doctor._next().startswith("unset PPA_FAST_BACKEND")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -50,7 +51,7 @@ def place(num_gpus: int | None = None, hostfile: str | None = None) -> Placement
     found = torch.cuda.device_count() if uses_cuda() else 0
     ranks = max(1, found) if num_gpus is None else num_gpus
     if ranks < 1 or 0 < found < ranks:
-        raise UserError(f"--num-gpus {ranks}: expected 1 to {found or 'the CPU cores'}")
+        raise UserError(f"--num-gpus {ranks}: expected {f'1 to {found}' if found else 'at least 1'}")
     if not found and ranks == 1:
         return Placement(1, (), "cpu.json")
     # Beside --num_gpus the launcher would not read CUDA_VISIBLE_DEVICES and take the first GPUs of the machine.
@@ -134,22 +135,22 @@ def _run(words: list[str]) -> int:
     program = Path(sys.executable) if words[0] == "python" else Path(sys.executable).parent / words[0]
     if not program.exists():  # not of this environment: where the PATH has it
         program = Path(shutil.which(words[0]) or words[0])
-    interrupts = 0
+    asked: list[int] = []  # the signals that came
     # A session of its own: the terminal's Ctrl-C would reach the launcher, which kills the ranks before they save.
     child = subprocess.Popen([str(program), *words[1:]], start_new_session=True)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        if interrupts > 1:
-            os.killpg(child.pid, signal.SIGKILL)
-            return
-        note("stopping: the ranks finish the step and save; a second Ctrl-C kills them")
-        ranks = _ranks(words)
-        for process in ranks:
-            process.send_signal(signal.SIGTERM)
-        if not ranks:  # one rank without a launcher, or a launcher that has not started any
-            os.killpg(child.pid, signal.SIGTERM)
+        asked.append(number)
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended by itself
+            if asked.count(signal.SIGINT) > 1:
+                os.killpg(child.pid, signal.SIGKILL)
+                return
+            note("stopping: the ranks finish the step and save; a second Ctrl-C kills them")
+            ranks = _ranks(words)
+            for process in ranks:
+                process.send_signal(signal.SIGTERM)
+            if not ranks:  # one rank without a launcher, or a launcher that has not started any
+                os.killpg(child.pid, signal.SIGTERM)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -161,8 +162,8 @@ def _run(words: list[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if status and interrupts:
-        return 128 + signal.SIGINT
+    if status and asked:  # before there was anything to save
+        return 128 + asked[0]
     return 128 - status if status < 0 else status
 
 

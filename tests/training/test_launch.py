@@ -113,7 +113,7 @@ def test_what_a_settings_file_says_is_not_added(gpus, capsys, tmp_path):
         ("", "model: not given"),
         ("--model m", "data: not given"),
         ("--model MODEL --data STORE --steps 0", "steps: found 0"),
-        ("--model MODEL --data STORE --num-gpus 0", "--num-gpus 0: expected 1 to"),
+        ("--model MODEL --data STORE --num-gpus 0", "--num-gpus 0: expected at least 1"),
         ("--model MODEL --data ./absent", "absent: no such store"),
         ("--model MODEL --data STORE --deepspeed_config absent.json", "absent.json: No such file"),
         ("--model MODEL --data STORE --deepspeed_config ds.json --num-gpus 2", "train_batch_size 15 is not a multiple"),
@@ -150,6 +150,14 @@ def test_a_rank_is_not_launched_again(monkeypatch, capsys):
 def test_the_status_of_the_command_is_passed_on():
     assert launch._run([sys.executable, "-c", "raise SystemExit(2)"]) == 2
     assert launch._run([sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"]) == 143
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_there_is_anything_to_save(number):
+    code = f"import os, signal; os.kill(os.getppid(), {int(number)}); signal.pause()"
+    before = signal.getsignal(number)
+    assert launch._run([sys.executable, "-c", code, "train.py"]) == 128 + number
+    assert signal.getsignal(number) == before
 
 
 def start(tiny, folder: Path, *arguments: str) -> subprocess.Popen[str]:
