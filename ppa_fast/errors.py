@@ -11,6 +11,11 @@ class UserError(ValueError):
     """
 
 
+def shortened(text: str, characters: int = 300) -> str:
+    """What was found, for a message: of a long text, which may be a whole line of binary data, the beginning."""
+    return text if len(text) <= characters else text[:characters] + "…"
+
+
 def input_error(error: BaseException) -> str | None:
     """What ``error`` says of the input: a UserError's message, or a file and why it cannot be used. None: our fault."""
     if isinstance(error, UserError):

@@ -16,6 +16,8 @@ import pytest
 
 import ppa_fast
 from ppa_fast import cli
+from ppa_fast.data.corpus import ReadOptions
+from ppa_fast.data.filters import Filters
 from tests.conftest import write_config
 
 VERBS = [
@@ -224,6 +226,16 @@ def test_another_attribute_is_not_there():
         _ = ppa_fast.align
 
 
+def test_how_files_are_read(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr("ppa_fast.data.prepare.prepare", lambda *_, **options: calls.append(options["options"]))
+    command = ["prepare", "--pairs", "en-de:a", "--tokenizer", "t", "--out", "o"]
+    assert cli.main([*command, "--format", "csv", "--columns", "src,tgt", "--score-column", "laser"]) == 0
+    assert calls == [ReadOptions("csv", ("src", "tgt"), "laser")]
+    assert cli.main([*command, "--columns", "src"]) == 2
+    assert "--columns src: expected two names, A,B" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "command"),
     [
@@ -245,11 +257,36 @@ def test_the_command_calls_the_packages_function(monkeypatch, capsys, name, comm
     assert len(calls) == 1
     given = {*map(str, calls[0][0]), *map(str, calls[0][1].values())}
     expected = {
-        "prepare": {"['en-de:a,b']", "t", "o", "126", "None", "0.05"},
+        "prepare": {
+            "['en-de:a,b']",
+            "t",
+            "o",
+            "126",
+            "None",
+            "0.05",
+            "[]",
+            str(Filters()),
+            "False",
+            str(ReadOptions()),
+        },
         "evaluate": {"retrieval", "m", "['en-de:a,b']", "None"},
         "export": {"run", "o", "best"},
     }
     assert given == expected[name]
+
+
+def test_filters_are_flags_of_prepare(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        importlib.import_module("ppa_fast.data.prepare"), "prepare", lambda *_, **named: calls.append(named)
+    )
+    command = "prepare --multi en:a de:b --multi en:c fr:d --pivots en de --tokenizer t --out o --length-ratio 3"
+    command += " --min-length 2 --max-length 9 --drop-identical --keep-match a b --keep-match c --drop-match d"
+    assert cli.main([*command.split(), "--min-score", "-1.5", "--deduplicate"]) == 0
+    (named,) = calls
+    filters = Filters(3.0, 2, 9, True, ("a", "b", "c"), ("d",), -1.5)
+    assert (named["filters"], named["deduplicate"], named["pivots"]) == (filters, True, ["en", "de"])
+    assert named["multi"] == [["en:a", "de:b"], ["en:c", "fr:d"]]
 
 
 def test_train_calls_the_packages_function(monkeypatch):

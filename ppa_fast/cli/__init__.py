@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ppa_fast import __version__
 from ppa_fast.cli import evaluate, finetune
+from ppa_fast.cli.filters import add_filters, chosen_filters
 from ppa_fast.cli.verb import PAIRS_HELP, add_read_options, add_verb, read_options
 from ppa_fast.errors import UserError, input_error
 
@@ -85,8 +86,12 @@ def _prepare(arguments: argparse.Namespace) -> None:
         max_tokens=arguments.max_tokens,
         workers=arguments.workers,
         max_rejected=arguments.max_rejected,
-        append=arguments.append,
         options=read_options(arguments),
+        append=arguments.append,
+        multi=arguments.multi,
+        pivots=arguments.pivots,
+        filters=chosen_filters(arguments),
+        deduplicate=arguments.deduplicate,
     )
 
 
@@ -133,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
         "ppa-fast tokenizer --files train.en train.de --vocab-size 16000 --out tokenizer",
         _tokenizer,
     )
-    p.add_argument("--files", required=True, nargs="+", metavar="FILE", help="UTF-8 text, .gz too")
+    p.add_argument("--files", required=True, nargs="+", metavar="FILE", help="UTF-8 text; .gz .bz2 .xz .zst too")
     p.add_argument("--out", required=True, help="new folder")
     p.add_argument("--vocab-size", type=int, default=8000, metavar="N", help="(default 8000)")
     p.add_argument("--lowercase", action="store_true", help="uncased: lower-case and strip accents")
@@ -162,7 +167,9 @@ def build_parser() -> argparse.ArgumentParser:
         _pretrain,
     )
     p.add_argument("--model", required=True, help="name or folder, such as ppa-fast init makes")
-    p.add_argument("--files", required=True, nargs="+", action="extend", metavar="FILE", help="UTF-8 text, .gz too")
+    p.add_argument(
+        "--files", required=True, nargs="+", action="extend", metavar="FILE", help="UTF-8 text; .gz .bz2 .xz .zst too"
+    )
     p.add_argument("--out", required=True, help="new folder; the same command goes on after a kill")
     p.add_argument("--steps", type=int, metavar="N", help="length of the run; give this or --epochs")
     p.add_argument("--epochs", type=float, metavar="X", help="(default 1 where --steps is not given)")
@@ -179,7 +186,16 @@ def build_parser() -> argparse.ArgumentParser:
         "ppa-fast prepare --pairs en-de:train.en,train.de --tokenizer bert-base-multilingual-cased --out store",
         _prepare,
     )
-    p.add_argument("--pairs", required=True, nargs="+", action="extend", metavar="SPEC", help=PAIRS_HELP)
+    p.add_argument("--pairs", nargs="+", action="extend", default=[], metavar="SPEC", help=PAIRS_HELP)
+    p.add_argument(
+        "--multi",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="LANG:FILE",
+        help="row-parallel files, one a language: each pivot is paired with every other; repeatable",
+    )
+    p.add_argument("--pivots", nargs="+", default=[], metavar="LANG", help="of --multi (default: en, else the first)")
     p.add_argument("--tokenizer", required=True, help="name or folder of a fast tokenizer, the model's own")
     p.add_argument("--out", required=True, help="new folder, or what a killed prepare left: it goes on from there")
     p.add_argument("--append", action="store_true", help="add to the finished store --out, of the same tokenizer")
@@ -189,6 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=int, metavar="N", help="encoding processes (default: one a core)")
     p.add_argument("--max-rejected", type=float, default=0.05, metavar="SHARE", help="(default 0.05)")
     add_read_options(p)
+    add_filters(p)
 
     evaluate.add_verbs(verbs)
     finetune.add_verbs(verbs)

@@ -69,6 +69,7 @@ def parse_pairs(spec: str, options: ReadOptions = AS_NAMED) -> PairSource:
     if standard_code(a) == standard_code(b):
         raise UserError(f"--pairs {spec}: both sides are {standard_code(a)}, expected two different languages")
     if is_dataset:
+        dataset.check_installed(f"--pairs {spec}")
         return PairSource(a, b, [Path(files)], dataset.read, options)
     paths = [Path(part) for part in parts]
     if len(paths) == 1 and not paths[0].exists():
@@ -105,8 +106,10 @@ def _format(path: Path, spec: str, name: str | None) -> str:
 def _check_readable(path: Path, spec: str) -> None:
     if not path.exists():
         raise UserError(f"--pairs {spec}: {path}: no such file")
+    if path.is_dir():
+        raise UserError(f"--pairs {spec}: {path} is a folder; the folder of a data set is {dataset.PREFIX}{path}")
     if not path.is_file():
-        raise UserError(f"--pairs {spec}: {path} is not a regular file (who goes on after a stop reads it again)")
+        raise UserError(f"--pairs {spec}: {path} is not a regular file (it is read again where work goes on)")
     if not os.access(path, os.R_OK):
         raise UserError(f"--pairs {spec}: {path} cannot be read: permission denied")
 

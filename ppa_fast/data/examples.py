@@ -16,8 +16,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ppa_fast.data.compression import open_bytes
 from ppa_fast.data.languages import is_code, standard_code
-from ppa_fast.data.lines import NOT_UTF8, Reject, decoded_lines, open_bytes
+from ppa_fast.data.lines import NOT_UTF8, Reject, decoded_lines
 from ppa_fast.errors import UserError
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")

@@ -21,6 +21,7 @@ class Journal:
         base: fingerprint of the finished store that is appended to; None: a new one.
         shards: how many are finished, those of ``base`` among them.
         rejected_bytes: size of ``rejected.tsv`` at that point.
+        dropped: the samples of ``dropped.json`` so far.
         counts: the manifest's counts so far; ``records`` of a source says how many of its items were consumed.
     """
 
@@ -28,6 +29,7 @@ class Journal:
     base: str | None
     shards: int
     rejected_bytes: int
+    dropped: dict[str, dict[str, list[dict[str, Any]]]]
     counts: dict[str, Any]
 
     def save(self, store: Path) -> None:

@@ -11,7 +11,8 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -23,10 +24,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ppa_fast import __version__
-from ppa_fast.data.corpus import AS_NAMED, Drop, Item, Pair, ReadOptions, Source, parse_pairs, sentence_group
+from ppa_fast.data.corpus import parse_pairs, sentence_group
+from ppa_fast.data.dropped import DROPPED, Samples, format_table
+from ppa_fast.data.duplicates import SeenPairs, UniqueSource
 from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
+from ppa_fast.data.filters import Filters
 from ppa_fast.data.journal import JOURNAL, Journal
 from ppa_fast.data.lines import Reject
+from ppa_fast.data.multi import parse_multi
+from ppa_fast.data.source import AS_NAMED, Drop, Item, Pair, ReadOptions, Source
 from ppa_fast.data.store import (
     MAX_TOKENS_LIMIT,
     StoreWriter,
@@ -48,8 +54,7 @@ CHUNK_CHARACTERS = 500_000
 ROWS_PER_SHARD = 1 << 20  # what a kill can cost: a minute on two cores
 
 WARN_FROM = 10_000  # records; fewer say little about the share that is rejected
-
-Check = Callable[[Pair, Source], str]
+MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Encode:
     """Encodes chunks, in any process."""
 
     encoder: TextEncoder
-    check: Check | None
+    filters: Filters
 
     def __call__(self, chunk: Chunk) -> Encoded:
         source = chunk.source
@@ -95,7 +100,7 @@ class Encode:
                 rejects[record] = item
             elif isinstance(item, Drop):
                 drops.append(item)
-            elif self.check and (reason := self.check(item, source)):
+            elif reason := self.filters.check(item, source):
                 drops.append(Drop(source.paths[0], record, reason, item.a, item.b))
             else:
                 records.append(record)
@@ -126,7 +131,10 @@ def prepare(
     workers: int | None = None,
     max_rejected: float = 0.05,
     append: bool = False,
-    check: Check | None = None,
+    multi: Sequence[Sequence[str]] = (),
+    pivots: Sequence[str] = (),
+    filters: Filters | None = None,
+    deduplicate: bool = False,
     options: ReadOptions = AS_NAMED,
 ) -> dict[str, Any]:
     """Encodes parallel text into a token store and returns its manifest.
@@ -142,9 +150,11 @@ def prepare(
         workers: encoding processes, by default one for each CPU at hand.
         max_rejected: the largest share of records, 0 to 1, that may be unusable; judged at the end.
         append: adds rows behind those of a finished store, which stays whole until all of them are there.
-        check: called with each pair and its source, in the workers (so it must be picklable): why the pair is dropped,
-            or "".
-        options: the format and columns of the files, where their names do not say it.
+        multi: sets of row-parallel files, ``["en:train.en", "de:train.de", "fr:train.fr"]`` each.
+        pivots: languages of ``multi`` that are paired with all others (default: English).
+        filters: which pairs are dropped (default: none).
+        deduplicate: drops pairs that came before in what this call reads; those of ``multi`` always are.
+        options: the format and columns of the files of ``pairs``, where their names do not say it.
 
     Raises:
         UserError: an argument that cannot be used, a file that is broken as a whole, no usable pair, or more unusable
@@ -159,9 +169,16 @@ def prepare(
         raise UserError(f"--workers {workers}: expected at least 1")
     if not 0 <= max_rejected <= 1:
         raise UserError(f"--max-rejected {max_rejected}: expected a share between 0 and 1")
-    if not pairs:
-        raise UserError("--pairs: none given, expected at least one")
+    if not pairs and not multi:
+        raise UserError("--pairs: none given, expected at least one, or --multi")
+    if pivots and not multi:
+        raise UserError(f"--pivots {' '.join(pivots)}: expected --multi, whose languages they are")
+    filters, seen = filters or Filters(), SeenPairs(out)
     sources: list[Source] = [parse_pairs(spec, options) for spec in pairs]
+    if deduplicate:
+        sources = [UniqueSource(source, seen, filters) for source in sources]
+    sources += [UniqueSource(source, seen, filters) for specs in multi for source in parse_multi(specs, pivots)]
+    filters.check_languages(sources)
     base = read_manifest(out) if append else None
     if not append:
         check_output(out)
@@ -176,21 +193,29 @@ def prepare(
     arguments = {
         "package_version": __version__,
         "pairs": list(pairs),
-        "files": [[path.stat().st_size, path.stat().st_mtime_ns] for source in sources for path in source.paths],
+        "files": [
+            [path.stat().st_size, path.stat().st_mtime_ns]
+            for source in sources
+            for path in source.paths
+            if path.is_file()
+        ],
+        "options": repr(options),
         "tokenizer": fingerprint,
         "max_tokens": max_tokens,
-        "check": repr(check),
-        "options": repr(options),
+        "multi": [list(specs) for specs in multi],
+        "pivots": list(pivots),
+        "filters": repr(filters),
+        "deduplicate": deduplicate,
     }
     journal = _journal(out, arguments, base, sources)
     counts, names = journal.counts, list(journal.counts["language_pairs"])
-    mine = counts["sources"][-len(sources) :]
+    mine, samples = counts["sources"][-len(sources) :], Samples(journal.dropped)
     begin, warned = time.monotonic(), False
     with (
         StoreWriter(out, keep=journal.shards) as writer,
         _rejected_file(out / REJECTED, journal.rejected_bytes) as rejected,
-        Progress("encoding", None, "records", initial=_total(mine, "records")) as progress,
-        Workers(Encode(TextEncoder(loaded, max_tokens), check), workers) as pool,
+        Progress("encoding", _megabytes(sources), "MB") as progress,
+        Workers(Encode(TextEncoder(loaded, max_tokens), filters), workers) as pool,
     ):
         if base and journal.shards == base["shards"] and writer.fingerprint != base["fingerprint"]:
             raise UserError(f"--append: {out} is damaged: its rows are not those of its fingerprint; run prepare again")
@@ -201,6 +226,7 @@ def prepare(
             rejected.flush()
             os.fsync(rejected.fileno())
             journal.shards, journal.rejected_bytes = writer.shards, rejected.tell()
+            journal.dropped = samples.to_json()
             journal.save(out)
 
         end_shard()
@@ -208,15 +234,19 @@ def prepare(
             writer.add(part.rows)
             for reject in part.rejects:
                 rejected.write(f"{reject}\n".encode("utf-8", "surrogateescape"))
+            for drop in part.drops:
+                samples.add(mine[part.number]["pair"], drop)
             _count(part, counts, mine[part.number])
-            progress.update(part.records)
+            read = sum(source.bytes_read for source in sources) // MEGABYTE
+            progress.update(read - progress.done, f"{_total(mine, 'pairs'):,} pairs")
             if not warned and _total(mine, "records") >= WARN_FROM and _too_many(mine, max_rejected):
                 print(f"warning: {_too_many(mine, max_rejected)}; see {out / REJECTED}", file=sys.stderr)
                 warned = True
             if writer.shard_rows >= ROWS_PER_SHARD:
                 end_shard()
         end_shard()
-        _judge(mine, counts["rejected"], max_rejected, out)
+        samples.write(out)
+        _judge(mine, counts, max_rejected, out)
         special = special_ids(loaded)
         manifest = writer.finish(
             {
@@ -255,7 +285,7 @@ def _journal(out: Path, arguments: dict[str, Any], base: dict[str, Any] | None, 
         counts["sources"].append({"pair": source.name, "files": files, "records": 0, "pairs": 0, "rejected": 0})
     rejected_bytes = (out / REJECTED).stat().st_size if base and (out / REJECTED).exists() else 0
     fingerprint, shards = (base["fingerprint"], base["shards"]) if base else (None, 0)
-    return Journal(arguments, fingerprint, shards, rejected_bytes, counts)
+    return Journal(arguments, fingerprint, shards, rejected_bytes, Samples.read(out) if base else {}, counts)
 
 
 @contextmanager
@@ -302,6 +332,12 @@ def _count(part: Encoded, counts: dict[str, Any], source: dict[str, Any]) -> Non
             by_reason[item.reason] = by_reason.get(item.reason, 0) + 1
 
 
+def _megabytes(sources: Sequence[Source]) -> int | None:
+    """The size of all files, packed as they are; None where one has none."""
+    sizes = [source.bytes_total for source in sources]
+    return None if None in sizes else sum(filter(None, sizes)) // MEGABYTE
+
+
 def _total(sources: list[dict[str, Any]], what: str) -> int:
     return sum(source[what] for source in sources)
 
@@ -314,16 +350,18 @@ def _too_many(sources: list[dict[str, Any]], max_rejected: float) -> str:
     return f"{rejected:,} of {records:,} records are no usable pairs, more than --max-rejected {max_rejected:g} allows"
 
 
-def _judge(sources: list[dict[str, Any]], reasons: dict[str, int], max_rejected: float, out: Path) -> None:
+def _judge(sources: list[dict[str, Any]], counts: dict[str, Any], max_rejected: float, out: Path) -> None:
     """Raises UserError where the text, all of it read, does not make a store."""
-    records, found = _total(sources, "records"), f"{_by_reason(reasons)}; see {out / REJECTED}"
+    records, found = _total(sources, "records"), f"{_by_reason(counts['rejected'])}; see {out / REJECTED}"
     if records == 0:
         files = ", ".join(file for source in sources for file in source["files"])
         raise UserError(f"--pairs: no usable pair, no records in {files}")
     if too_many := _too_many(sources, max_rejected):
         raise UserError(f"{too_many}: {found}; with a larger share prepare goes on from here")
     if _total(sources, "pairs") == 0:
-        raise UserError(f"--pairs: no usable pair in {records:,} records: {found}")
+        dropped = sum((Counter(each["dropped"]) for each in counts["language_pairs"].values()), Counter[str]())
+        found = f"rejected: {_by_reason(counts['rejected']) or 'none'}; dropped: {_by_reason(dropped) or 'none'}"
+        raise UserError(f"--pairs: no usable pair in {records:,} records; {found}; see {out}")
 
 
 def _by_reason(counts: dict[str, int]) -> str:
@@ -331,11 +369,9 @@ def _by_reason(counts: dict[str, int]) -> str:
 
 
 def _report(manifest: dict[str, Any], out: Path, added: int, seconds: float) -> None:
-    for name, counts in manifest["language_pairs"].items():
-        print(
-            f"{name}: {counts['pairs']:,} pairs, {counts['rejected']:,} records rejected, "
-            f"{counts['truncated']:,} sentences truncated to {manifest['max_tokens']} tokens"
-        )
+    print(format_table(manifest["language_pairs"]))
     if manifest["rejected"]:
         print(f"rejected: {_by_reason(manifest['rejected'])}; see {out / REJECTED}")
+    if any(counts["dropped"] for counts in manifest["language_pairs"].values()):
+        print(f"dropped: see {out / DROPPED}")
     print(f"{out}: {added:,} pairs in {seconds:,.1f} s ({added / max(seconds, 1e-9):,.0f} pairs/s)")

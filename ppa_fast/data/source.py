@@ -66,7 +66,15 @@ class Source(Protocol):
 
     @property
     def paths(self) -> list[Path]:
-        """The files that are read."""
+        """The files that are read; of a data set its name."""
+
+    @property
+    def bytes_total(self) -> int | None:
+        """The size of the files as they lie on the disk; None where it is not known beforehand."""
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of ``bytes_total`` the latest :meth:`read` has read so far."""
 
     def read(self) -> Iterator[Item]:
         """One item for each record, in order; raises UserError for a file that is broken as a whole."""

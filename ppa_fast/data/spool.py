@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from ppa_fast.data.corpus import Item, PairSource
 from ppa_fast.data.encode import TextEncoder
+from ppa_fast.data.filters import Filters
 from ppa_fast.data.prepare import REJECTED, Chunk, Encode, take
 from ppa_fast.data.store import SCHEMA
 from ppa_fast.data.table import ROW_BITS, Batch, Table
@@ -155,7 +156,7 @@ class Maker:
 
     def _write(self, path: Path, text: _Pass, rejected: BinaryIO, first: bool) -> int:
         """Writes the next ``size`` records, or those that are left; returns how many pairs they are."""
-        encode = Encode(self.encoder, None)
+        encode = Encode(self.encoder, Filters())
         pairs, left = 0, self.size
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SHARD_SCHEMA) as writer:
             while left and (chunk := text.take(left)):

@@ -165,7 +165,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _of_a_store(name: str) -> bool:
     """Whether prepare writes files of this name."""
-    return bool(re.fullmatch(r"rows-\d{5,}\.arrow(\.partial)?|rejected\.tsv|\.?(manifest|journal)\.json(\.tmp)?", name))
+    return bool(
+        re.fullmatch(r"rows-\d{5,}\.arrow(\.partial)?|rejected\.tsv|\.?(manifest|journal|dropped)\.json(\.tmp)?", name)
+    )
 
 
 def check_output(path: Path) -> bool:

@@ -1,4 +1,5 @@
 import gzip
+import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -75,8 +76,11 @@ def test_unusable_files(write: Write, tmp_path: Path) -> None:
     here = write("t.en", "a\n")
     with pytest.raises(UserError, match=r"absent\.de: no such file"):
         parse_pairs(f"en-de:{here},{tmp_path}/absent.de")
-    with pytest.raises(UserError, match="is not a regular file"):
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder; the folder of a data set is hf:{tmp_path}"):
         parse_pairs(f"en-de:{tmp_path},{here}")
+    os.mkfifo(tmp_path / "fifo.en")
+    with pytest.raises(UserError, match=r"fifo\.en is not a regular file"):
+        parse_pairs(f"en-de:{tmp_path}/fifo.en,{here}")
 
 
 def test_unreadable_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

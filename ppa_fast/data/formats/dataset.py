@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -10,19 +11,24 @@ import pyarrow as pa
 
 from ppa_fast.data.formats.parquet import BATCH_ROWS, column_names, items
 from ppa_fast.data.source import Item, PairSource
-from ppa_fast.errors import UserError
+from ppa_fast.errors import UserError, shortened
 
 PREFIX = "hf:"
 SPLIT = "train"
 SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves, of one split or of several
 
 
+def check_installed(spec: str) -> None:
+    """Raises UserError unless the ``datasets`` library is there, which only data sets need."""
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError(f"{spec}: needs the datasets library: pip install 'ppa-fast[datasets]'")
+
+
 def read(source: PairSource) -> Iterator[Item]:
     """One item for each row: of a folder that ``save_to_disk`` wrote, else of a data set streamed from hub or folder.
 
     Raises:
-        UserError: the ``datasets`` library is not installed, or there is no such data set, configuration, split or
-            column.
+        UserError: there is no such data set, configuration, split or column.
     """
     tables = _tables(str(source.paths[0]))
     for first in tables:
@@ -30,10 +36,8 @@ def read(source: PairSource) -> Iterator[Item]:
 
 
 def _tables(spec: str) -> Iterator[pa.Table]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"{spec}: needs the datasets library: pip install 'ppa-fast[datasets]'") from error
+    import datasets
+
     name, colon, split = spec.removeprefix(PREFIX).partition(":")
     name, _, config = name.partition(",")
     split = split if colon else SPLIT
@@ -48,5 +52,5 @@ def _tables(spec: str) -> Iterator[pa.Table]:
         yield from rows.with_format("arrow").iter(BATCH_ROWS)
     except UserError:
         raise
-    except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{spec}: cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    except Exception as error:  # whatever the library's many readers and file systems raise
+        raise UserError(f"{spec}: cannot be read: {shortened(str(error) or repr(error))}") from error

@@ -12,7 +12,7 @@ import polib
 from ppa_fast.data.languages import best_match
 from ppa_fast.data.lines import MAX_LINE_BYTES, decoded_lines
 from ppa_fast.data.source import FUZZY, LONG_TEXT, OBSOLETE, Drop, Item, PairSource, Reject
-from ppa_fast.errors import UserError
+from ppa_fast.errors import UserError, shortened
 
 BROKEN_ENTRY = "broken entry"
 # polib takes a line of another form for an empty text, or leaves out the entry.
@@ -127,6 +127,5 @@ def _plural_forms(header: dict[str, str]) -> tuple[int, int]:
 def _check_charset(source: PairSource, header: dict[str, str]) -> None:
     charset = re.search(r"charset=([\w.:-]+)", header.get("Content-Type", ""))
     if charset and charset.group(1).lower() not in ("utf-8", "utf8", "ascii", "us-ascii", "charset"):
-        raise UserError(
-            f"{source.paths[0]}: charset {charset.group(1)}, expected UTF-8; convert it with msgconv --to-code=UTF-8"
-        )
+        found = shortened(charset.group(1))
+        raise UserError(f"{source.paths[0]}: charset {found}, expected UTF-8; msgconv --to-code=UTF-8 converts it")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from ppa_fast.data.lines import MAX_LINE_BYTES, decoded_lines
 from ppa_fast.data.source import EMPTY_SIDE, Item, Pair, PairSource, Reject
-from ppa_fast.errors import UserError
+from ppa_fast.errors import UserError, shortened
 
 MISSING_COLUMN = {"\t": "missing tab", ",": "missing comma"}
 MORE_COLUMNS = "more than two columns"
@@ -56,7 +56,7 @@ def _items(source: PairSource, rows: Iterator[Row], separator: str) -> Iterator[
         header, reason = next(rows, ([], "no header"))
         header = [name.strip() for name in header]
         if missing := [name for name in names if name not in header]:
-            found = reason or f"found {', '.join(header)}"
+            found = reason or f"found {shortened(', '.join(header))}"
             raise UserError(f"{path}:1: expected columns {', '.join(missing)} in the header, {found}; see --columns")
         positions = [header.index(name) for name in names]
         width = len(header)

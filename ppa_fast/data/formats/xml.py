@@ -12,7 +12,7 @@ from lxml import etree
 
 from ppa_fast.data.compression import open_bytes
 from ppa_fast.data.source import PairSource
-from ppa_fast.errors import UserError
+from ppa_fast.errors import UserError, shortened
 
 BLOCK_BYTES = 64 * 1024
 # XML without the end of a unit is kept in memory as a tree, about ten times as large.
@@ -54,7 +54,8 @@ def units(source: PairSource, root: str, names: Sequence[str]) -> Iterator[etree
                     raise UserError(f"{path}: {MAX_UNIT_BYTES >> 20} MiB of XML without the end of a <{names[0]}>")
             parser.close()
     except etree.XMLSyntaxError as error:
-        raise UserError(f"{path}: broken XML: {error.msg}") from error
+        message = shortened(error.msg.partition(", line ")[0])
+        raise UserError(f"{path}:{error.lineno}: broken XML: {message}") from error
     if not begun:
         raise UserError(f"{path}: expected XML with the root <{root}>")
 
@@ -62,7 +63,7 @@ def units(source: PairSource, root: str, names: Sequence[str]) -> Iterator[etree
 def _check_root(path: Path, element: etree._Element, root: str) -> None:
     if element.getparent() is not None or etree.QName(element).localname != root:
         found = etree.QName(element.getroottree().getroot()).localname
-        raise UserError(f"{path}: expected XML with the root <{root}>, found <{found}>")
+        raise UserError(f"{path}: expected XML with the root <{root}>, found <{shortened(found)}>")
     declared = element.getroottree().docinfo.internalDTD
     if declared is not None and any(True for _ in declared.iterentities()):
         raise UserError(f"{path}: its DTD declares entities, which are never expanded; replace them by their text")

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +50,6 @@ def test_streamed(tmp_path: Path) -> None:
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'ppa-fast\[datasets\]'"):
         read("any")

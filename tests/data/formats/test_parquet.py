@@ -40,6 +40,17 @@ def test_row_groups_and_position(tmp_path: Path) -> None:
     assert 0 < positions[0] < positions[-1] == source.bytes_total
 
 
+def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
+    path, rows = tmp_path / "t.parquet", 200_000
+    texts = pa.array([f"{i:0100}" for i in range(rows)])
+    pq.write_table(
+        pa.table({"en": texts, "de": texts}), path, row_group_size=rows, compression="none", use_dictionary=False
+    )
+    before = pa.total_allocated_bytes()
+    most = max(pa.total_allocated_bytes() for _ in parse_pairs(f"en-de:{path}").read())
+    assert most - before < 10 << 20 < path.stat().st_size
+
+
 def test_bad_utf8_loses_its_row_only(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     bad = pa.array([b"one", b"\xff\xfe", b"three"]).view(pa.string())

@@ -47,6 +47,11 @@ def test_a_header_without_the_columns(read: Read, content: str | bytes, found: s
         read("t.tsv", content, columns=("en", "de"))
 
 
+def test_a_header_of_anything_makes_no_endless_message(read: Read) -> None:
+    with pytest.raises(UserError, match=r"found x+…; see --columns$"):
+        read("t.tsv", "x" * MAX_LINE_BYTES, columns=("en", "de"))
+
+
 def test_csv_quotes(read: Read) -> None:
     text = '"a, ""b""",c\r\n"two\nlines",d\n' + "no comma\n" + "e,f,g\n" + "plain,row\n"
     assert read("t.csv", text) == [

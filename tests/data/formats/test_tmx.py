@@ -53,18 +53,19 @@ def test_score(read: Read) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "broken XML"),
-        ("hello", "broken XML"),
-        (HEAD + unit(("en", "a")), "broken XML: Premature end"),
-        (HEAD + "<tu><seg></tu>" + TAIL, "broken XML"),
-        (HEAD + unit(("en", "&unknown;")).replace("<tu>", "<tu") + TAIL, "broken XML"),
-        (HEAD + "<a>" * 1_000 + "</a>" * 1_000 + TAIL, "broken XML"),
-        ("<html/>", "expected XML with the root <tmx>"),
-        ("<html><tu/></html>", "expected XML with the root <tmx>, found <html>"),
+        ("", "0: broken XML: no element found"),
+        ("hello", "1: broken XML: Start tag expected"),
+        (HEAD + unit(("en", "a")), "5: broken XML: Premature end"),
+        (HEAD + "<tu><seg></tu>" + TAIL, "4: broken XML: Opening and ending tag mismatch"),
+        (HEAD + "</" + "x" * 9_000 + ">" + TAIL, "4: broken XML: Opening and ending tag mismatch: .{,300}…$"),
+        (HEAD + unit(("en", "&unknown;")).replace("<tu>", "<tu") + TAIL, "4: broken XML"),
+        (HEAD + "<a>" * 1_000 + "</a>" * 1_000 + TAIL, "4: broken XML: Excessive depth"),
+        ("<html/>", " expected XML with the root <tmx>"),
+        ("<html><tu/></html>", " expected XML with the root <tmx>, found <html>"),
     ],
 )
 def test_broken_files(read: Read, content: str, message: str) -> None:
-    with pytest.raises(UserError, match=rf"t\.tmx: {message}"):
+    with pytest.raises(UserError, match=rf"t\.tmx:{message}"):
         read("t.tmx", content)
 
 
