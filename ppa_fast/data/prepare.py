@@ -295,6 +295,7 @@ def _rejected_file(path: Path, size: int) -> Iterator[BinaryIO]:
         if file.tell() < size:
             raise UserError(f"{path}: {file.tell():,} bytes, expected {size:,}; remove {path.parent} and prepare anew")
         file.truncate(size)
+        file.seek(size)
         yield file
 
 

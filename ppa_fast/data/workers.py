@@ -116,7 +116,15 @@ def serve(descriptor: int) -> None:
     """A worker's life: takes the function, then one item after the other, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that reads the results decides
     connection = Connection(descriptor)
-    with suppress(EOFError, BrokenPipeError):
-        function, read, give = connection.recv(), connection.recv, connection.send
+    received = _received(connection)
+    function: Any = next(received, None)
+    for item in received:
+        result = function(item)
+        with suppress(ConnectionError):
+            connection.send(result)
+
+
+def _received(connection: Connection) -> Iterator[Any]:
+    with suppress(EOFError, ConnectionError):  # the process at the other end ended, or has no use for this one
         while True:
-            give(function(read()))
+            yield connection.recv()

@@ -301,7 +301,8 @@ def test_no_usable_pair(tmp_path: Path, tokenizer: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """The files of a finished store, without the journal that a kill behind the manifest leaves."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "journal.json"}
 
 
 def test_a_failure_midway_leaves_no_store_and_is_gone_on_from(
@@ -436,30 +437,33 @@ def count(owner, name, left):
         return original(*positional, **named)
     setattr(owner, name, counted)
 
-for kill in kills:
+finished = set()
+for kill, out in kills:
+    if out in finished or (Path(out, "manifest.json").exists() and "append" not in arguments):
+        continue
     child = os.fork()
     if child == 0:
         left = [kill]
         for owner, name in ((StoreWriter, "add"), (os, "fsync"), (Path, "rename"), (Path, "unlink"), (Path, "open")):
             count(owner, name, left)
-        module.prepare(**arguments, workers=1)
+        module.prepare(**arguments, out=out, workers=1)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
-    print(json.dumps(status), flush=True)
+    print(status, flush=True)
     if status == 0:
-        break
+        finished.add(out)
 """
 
 
-def run_killed(arguments: dict[str, Any], kills: list[int]) -> int:
-    """Runs prepare again and again, killed before the n-th call each time; returns how often it was killed until one
-    came to its end."""
-    command = [sys.executable, "-c", DRIVER, json.dumps(arguments), json.dumps(kills)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def run_killed(arguments: dict[str, Any], kills: list[tuple[int, Path]]) -> int:
+    """For each (n, out) runs prepare, killed before the n-th call (0: not at all), unless ``out`` is finished by then;
+    returns how often it was killed."""
+    values = json.dumps(arguments), json.dumps([(kill, str(out)) for kill, out in kills])
+    done = subprocess.run([sys.executable, "-c", DRIVER, *values], capture_output=True, text=True, check=False)
     statuses = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
-    assert statuses[-1] == 0, done.stderr
-    assert set(statuses[:-1]) <= {signal.SIGKILL}, done.stderr
-    return len(statuses) - 1
+    assert done.returncode == 0, done.stderr
+    assert set(statuses) <= {0, signal.SIGKILL}, done.stderr
+    return statuses.count(signal.SIGKILL)
 
 
 @pytest.fixture
@@ -469,14 +473,15 @@ def three_shards(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 30)
     spec, _ = write_corpus(tmp_path, 45)
     (tmp_path / "t.tsv").write_text("un\tone\nno tab\n\u200b\tx\n" + "deux\ttwo\n" * 30)
-    arguments = {"pairs": [spec, f"fr-en:{tmp_path}/t.tsv"], "tokenizer": tokenizer}
+    arguments = {"pairs": [f"fr-en:{tmp_path}/t.tsv", spec], "tokenizer": tokenizer}
     assert prepare(**arguments, out=tmp_path / "whole", workers=1)["shards"] == 3
     return arguments
 
 
 def test_killed_again_and_again(tmp_path: Path, three_shards: dict[str, Any]) -> None:
     """More calls each time, so that it comes to an end: 34 or so are needed for all shards, 20 for the first."""
-    assert run_killed({**three_shards, "out": str(tmp_path / "store")}, [11, 17, 19, 21, 23, 25, 27, 0]) >= 3
+    kills = [(kill, tmp_path / "store") for kill in (11, 17, 19, 21, 23, 25, 27, 0)]
+    assert run_killed(three_shards, kills) >= 3
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
@@ -489,21 +494,17 @@ def test_killed_with_duplicates(tmp_path: Path, three_shards: dict[str, Any]) ->
     manifest = prepare(**arguments, out=tmp_path / "unique", workers=1)
     dropped = {name: counts["dropped"] for name, counts in manifest["language_pairs"].items()}
     assert dropped == {"en-de": {"duplicate": 64}, "fr-en": {"duplicate": 29}}
-    assert run_killed({**arguments, "out": str(tmp_path / "store")}, [26, 25, 30, 0]) >= 2
+    assert run_killed(arguments, [(kill, tmp_path / "store") for kill in (26, 25, 30, 0)]) >= 2
     assert contents(tmp_path / "store") == contents(tmp_path / "unique")
 
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment(tmp_path: Path, three_shards: dict[str, Any]) -> None:
-    for kill in itertools.count(1):
-        out = tmp_path / str(kill)
-        killed = run_killed({**three_shards, "out": str(out)}, [kill, 0])
-        if (out / "journal.json").exists():  # killed behind the manifest: the store is finished
-            (out / "journal.json").unlink()
+    outs = [tmp_path / str(number) for number in range(1, 60)]
+    killed = run_killed(three_shards, [(kill, out) for number, out in enumerate(outs, 1) for kill in (number, 0)])
+    assert 30 < killed < 59  # the last ones come to their end before the call
+    for out in outs:
         assert contents(out) == contents(tmp_path / "whole")
-        if not killed:
-            break
-    assert kill > 30
 
 
 def test_an_append_that_is_killed(tmp_path: Path, tokenizer: str, three_shards: dict[str, Any]) -> None:
@@ -513,13 +514,12 @@ def test_an_append_that_is_killed(tmp_path: Path, tokenizer: str, three_shards: 
     for name in ("expected", "store"):
         before = prepare([spec], tokenizer, tmp_path / name)
     whole = prepare(**three_shards, out=tmp_path / "expected", append=True, workers=1)
-    arguments = {**three_shards, "out": str(tmp_path / "store"), "append": True}
-    command = [sys.executable, "-c", DRIVER, json.dumps(arguments), "[30]"]
-    assert subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().endswith("9")
+    arguments = {**three_shards, "append": True}
+    assert run_killed(arguments, [(30, tmp_path / "store")]) == 1
     assert (tmp_path / "store/journal.json").exists()
     assert Store.open(tmp_path / "store").manifest == before
     assert len(Store.open(tmp_path / "store")) == 20
-    assert run_killed(arguments, [30, 12, 50, 0]) >= 2
+    assert run_killed(arguments, [(kill, tmp_path / "store") for kill in (20, 12, 50, 0)]) >= 2
     assert contents(tmp_path / "store") == contents(tmp_path / "expected")
     assert Store.open(tmp_path / "store").manifest == whole
 
