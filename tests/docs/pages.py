@@ -7,6 +7,8 @@ A fenced block is executed unless its info string says otherwise, in a scratch f
     ```sh parse        not executed, since it needs a GPU, a cluster, a network or much time; parsed
     ```python …        likewise; ``parse`` compiles
 
+``make`` is always a dry run: the tests are run by it.
+
 Every shell block, executed or not, is also parsed: bash runs it with stand-ins for the programs, which note their
 arguments, and those go through the programs' own parsers (``parsing.py``). So a flag that does not exist is found in
 seconds.

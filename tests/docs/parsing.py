@@ -78,6 +78,8 @@ def _understood(program: str, arguments: list[str], monkeypatch: pytest.MonkeyPa
         return _understood(program, arguments, monkeypatch)
     if program == "ppa-fast":
         return _stopped(lambda: cli.main(arguments), monkeypatch)
+    if arguments[0] == "-c":
+        return compile(arguments[1], "-c", "exec")
     module = arguments[0] == "-m"
     name, given = (arguments[1], arguments[2:]) if module else (arguments[0], arguments[1:])
     if name in ("pytest", "setup.py"):
