@@ -107,7 +107,9 @@ def _check_readable(path: Path, spec: str) -> None:
     if not path.exists():
         raise UserError(f"--pairs {spec}: {path}: no such file")
     if path.is_dir():
-        raise UserError(f"--pairs {spec}: {path} is a folder; the folder of a data set is {dataset.PREFIX}{path}")
+        raise UserError(
+            f"--pairs {spec}: {path} is a folder, not a regular file; a data set's is {dataset.PREFIX}{path}"
+        )
     if not path.is_file():
         raise UserError(f"--pairs {spec}: {path} is not a regular file (it is read again where work goes on)")
     if not os.access(path, os.R_OK):
@@ -132,7 +134,7 @@ def read_eval_pairs(spec: str) -> tuple[PairSource, list[str], list[str]]:
     """An evaluation set in memory: the source, the texts of side a, the texts of side b.
 
     Raises:
-        UserError: what :func:`parse_pairs` and reading raise; no pairs; or any bad record, the first of which is named:
+        UserError: what :func:`parse_pairs` and reading raise; no lines; or any bad record, the first of which is named:
             a score over whatever was left could not be compared with another.
     """
     source = parse_pairs(spec)
@@ -143,7 +145,7 @@ def read_eval_pairs(spec: str) -> tuple[PairSource, list[str], list[str]]:
         if isinstance(item, Pair):
             pairs.append(item)
     if not pairs:
-        raise UserError(f"--pairs {spec}: no pairs, nothing to evaluate")
+        raise UserError(f"--pairs {spec}: no lines, nothing to evaluate")
     return source, [pair.a for pair in pairs], [pair.b for pair in pairs]
 
 

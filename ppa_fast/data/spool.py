@@ -125,7 +125,8 @@ class Maker:
             self._text = _Pass(self.sources, before.records)
         partial = shard_file(folder, index).with_suffix(".partial")
         with (self.run / REJECTED).open("ab") as rejected:
-            rejected.truncate(before.rejected)
+            rejected.truncate(before.rejected)  # what a run that was killed had gone on to write
+            rejected.seek(0, os.SEEK_END)
             pairs = self._write(partial, self._text, rejected, first=before.epoch == 0)
             epoch, number = before.epoch, before.number + 1
             if self._text.records == list(before.records):  # the end of the text: the next pass begins

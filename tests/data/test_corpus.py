@@ -76,7 +76,7 @@ def test_unusable_files(write: Write, tmp_path: Path) -> None:
     here = write("t.en", "a\n")
     with pytest.raises(UserError, match=r"absent\.de: no such file"):
         parse_pairs(f"en-de:{here},{tmp_path}/absent.de")
-    with pytest.raises(UserError, match=f"{tmp_path} is a folder; the folder of a data set is hf:{tmp_path}"):
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder, not a regular file; a data set's is hf:{tmp_path}"):
         parse_pairs(f"en-de:{tmp_path},{here}")
     os.mkfifo(tmp_path / "fifo.en")
     with pytest.raises(UserError, match=r"fifo\.en is not a regular file"):
@@ -165,7 +165,7 @@ def test_read_eval_pairs(write: Write) -> None:
         read_eval_pairs(f"en-de:{a},{write('d.de', 'eins')}")
     po = write("d.po", 'msgid "one"\nmsgstr "eins"\n\nmsgid "two"\nmsgstr ""\n')
     assert read_eval_pairs(f"en-de:{po}")[1:] == (["one"], ["eins"])  # what is not translated is no bad line
-    with pytest.raises(UserError, match="no pairs, nothing to evaluate"):
+    with pytest.raises(UserError, match="no lines, nothing to evaluate"):
         read_eval_pairs(f"en-de:{write('empty.tsv', '')}")
 
 

@@ -21,6 +21,7 @@ LIMIT = 4 << 20  # an order of its rows would take 8 MB, the rows 64 MB
 # Reads the store in a fresh process; prints its private memory (RssAnon) before it opens it, after 20 steps, at last.
 READ = """
 import json, sys
+import pyarrow as pa
 import torch
 from ppa_fast.data.batch import Batches
 from ppa_fast.data.pack import packer_for
@@ -33,6 +34,7 @@ def private():
 
 path, batch, steps, keep = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "keep"
 torch.set_num_threads(1)
+pa.array([0]).to_numpy()  # imports pandas, where it is installed: 26 MB
 found, kept = [private()], []
 store = Store.open(path)
 packer = packer_for(store, seed=3, mask_probability=0.15, input_shuffling=True)

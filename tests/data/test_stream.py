@@ -165,9 +165,20 @@ def test_bad_lines_are_listed_once_and_counted_in_no_pair_id(tmp_path, opened):
     stream.spool.close()
     listed = [f"{text}:2: missing tab", f"{text}:4: empty side", f"{text}:5: no tokens"]
     assert (tmp_path / "run" / "rejected.tsv").read_text().splitlines() == listed
-    again = opened([f"en-de:{text}"], 2, position=2, anew=False)
-    assert [each.tolist() for each in read(again, range(2, 9))] == [each[2:].tolist() for each in (ids, epochs, groups)]
-    assert (tmp_path / "run" / "rejected.tsv").read_text().splitlines() == listed
+    for position in (0, 1, 2, 5):  # from every shard of the first pass, and from one of the second
+        again = opened([f"en-de:{text}"], 2, position=position, anew=False)
+        found = read(again, range(position, 9))
+        assert [each.tolist() for each in found] == [each[position:].tolist() for each in (ids, epochs, groups)]
+        again.spool.close()
+        assert (tmp_path / "run" / "rejected.tsv").read_text().splitlines() == listed
+
+
+def test_going_on_before_lines_that_were_listed_already(tmp_path, opened):
+    """The shard that is made again lists nothing; the one behind it did."""
+    text = lines(tmp_path / "t.tsv", ["kalo\tmine", "pulo\tneka", "no tab", "mine\tkalo"])
+    opened([f"en-de:{text}"], 2).spool.shard(2)
+    again = opened([f"en-de:{text}"], 2, position=0, anew=False)
+    assert sorted(read(again, range(3))[0].tolist()) == [0, 1, 3]
 
 
 def test_files_have_pair_ids_of_their_own(tiny, opened):
