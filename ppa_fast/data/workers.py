@@ -1,8 +1,8 @@
 """Processes that apply one function to many items, the results in order.
 
 Not :mod:`multiprocessing`'s: a pool of it runs the user's script anew in each process, which then needs a ``__main__``
-guard. Nor threads: what Python does around the tokenizer holds the interpreter's lock for a fifth of the time, so that
-more than five of them gain nothing.
+guard. Nor threads: what Python does around the tokenizer holds the interpreter's lock, 25 of 107 µs for a pair
+of 80 tokens, so that four of them would take turns at it all the time.
 """
 
 from __future__ import annotations
