@@ -53,6 +53,7 @@ CHUNK_CHARACTERS = 500_000
 ROWS_PER_SHARD = 1 << 20  # what a kill can cost: a minute on two cores
 
 WARN_FROM = 10_000  # records; fewer say little about the share that is rejected
+MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def prepare(
     with (
         StoreWriter(out, keep=journal.shards) as writer,
         _rejected_file(out / REJECTED, journal.rejected_bytes) as rejected,
-        Progress("encoding", None, "records", initial=_total(mine, "records")) as progress,
+        Progress("encoding", _megabytes(sources), "MB") as progress,
         Workers(_Encode(TextEncoder(loaded, max_tokens), filters), workers) as pool,
     ):
         if base and journal.shards == base["shards"] and writer.fingerprint != base["fingerprint"]:
@@ -233,7 +234,8 @@ def prepare(
             for drop in part.drops:
                 samples.add(mine[part.number]["pair"], drop)
             _count(part, counts, mine[part.number])
-            progress.update(part.records)
+            read = sum(source.bytes_read for source in sources) // MEGABYTE
+            progress.update(read - progress.done, f"{_total(mine, 'pairs'):,} pairs")
             if not warned and _total(mine, "records") >= WARN_FROM and _too_many(mine, max_rejected):
                 print(f"warning: {_too_many(mine, max_rejected)}; see {out / REJECTED}", file=sys.stderr)
                 warned = True
@@ -324,6 +326,12 @@ def _count(part: _Encoded, counts: dict[str, Any], source: dict[str, Any]) -> No
     for by_reason, items in ((counts["rejected"], part.rejects), (language_pair["dropped"], part.drops)):
         for item in items:
             by_reason[item.reason] = by_reason.get(item.reason, 0) + 1
+
+
+def _megabytes(sources: Sequence[Source]) -> int | None:
+    """The size of all files, packed as they are; None where one has none."""
+    sizes = [source.bytes_total for source in sources]
+    return None if None in sizes else sum(filter(None, sizes)) // MEGABYTE
 
 
 def _total(sources: list[dict[str, Any]], what: str) -> int:
