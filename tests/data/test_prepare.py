@@ -228,7 +228,7 @@ def test_bad_arguments_are_said_before_any_work(
         ({"pairs": []}, "--pairs: none given"),
         ({"pairs": [spec, spec.replace("en-de", "en-qq")]}, "unknown language code 'qq'"),
         ({"pairs": [spec, f"en-de:{tmp_path}/absent.tsv"]}, r"absent\.tsv: no such file"),
-        ({"pairs": [f"en-de:{tmp_path}"]}, "is a folder; the folder of a data set is hf:"),
+        ({"pairs": [f"en-de:{tmp_path}"]}, "not a regular file"),
         ({"tokenizer": str(tmp_path / "absent")}, "absent: no such folder"),
         ({"out": full}, r"full: not empty \(notes\.txt\)"),
         ({"out": tmp_path / "t.en"}, "exists and is not a folder"),
