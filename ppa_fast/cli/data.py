@@ -96,7 +96,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     p.add_argument(
         "--max-tokens", type=int, default=126, metavar="N", help="of a sentence, without specials (default 126)"
     )
-    p.add_argument("--workers", type=int, metavar="N", help="encoding processes (default: one a core)")
+    p.add_argument("--workers", type=int, metavar="N", help="encoding processes (default: one a core, at most 16)")
     p.add_argument("--max-rejected", type=float, default=0.05, metavar="SHARE", help="(default 0.05)")
     add_read_options(p)
     add_filters(p)

@@ -51,6 +51,7 @@ NO_TOKENS = "no tokens"
 # What a worker gets at once: little enough that the chunks under way need little memory, whatever the text.
 CHUNK_RECORDS = 4_096
 CHUNK_CHARACTERS = 500_000
+MOST_WORKERS = 16  # by default: the one process that reads feeds no more, and each takes 70 MB
 ROWS_PER_SHARD = 1 << 20  # what a kill can cost: two minutes on two cores (8,200 pairs/s)
 
 WARN_FROM = 10_000  # records; fewer say little about the share that is rejected
@@ -147,7 +148,7 @@ def prepare(
         tokenizer: Hugging Face name or folder of a fast tokenizer.
         out: the store, a new or empty folder or what a killed prepare left; with ``append`` a finished store.
         max_tokens: longer sentences are truncated to it, special tokens not counted.
-        workers: encoding processes, by default one for each CPU at hand.
+        workers: encoding processes, by default one for each CPU at hand, at most 16.
         max_rejected: the largest share of records, 0 to 1, that may be unusable; judged at the end.
         append: adds rows behind those of a finished store, which stays whole until all of them are there.
         options: the format and columns of the files of ``pairs``, where their names do not say it.
@@ -162,7 +163,8 @@ def prepare(
     """
     out = Path(out)
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(cores, MOST_WORKERS)
     if not 1 <= max_tokens <= MAX_TOKENS_LIMIT:
         raise UserError(f"--max-tokens {max_tokens}: expected 1 to {MAX_TOKENS_LIMIT}")
     if workers < 1:
