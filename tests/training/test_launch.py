@@ -90,7 +90,7 @@ def test_a_dry_run_prints_a_command_that_training_parses(gpus, capsys, monkeypat
     monkeypatch.setattr("ppa_fast.training.loop.train", trained.append)
     assert cli.main_train(["--local_rank=0", *words[script + 1 :]]) == 0
     (chosen,) = trained
-    assert (chosen.model, chosen.data, chosen.output) == ("org/encoder", "stores/mine", "runs/encoder")
+    assert (chosen.model, chosen.data, chosen.output) == ("org/encoder", ["stores/mine"], "runs/encoder")
     assert (chosen.tlm, chosen.moco, chosen.queue_size) == (False, True, 64)
     assert chosen.eval_pairs == ["en-de:a,b", "en-fr:c"]
     assert Path(chosen.deepspeed_config).name == "gpu8.json"
@@ -100,7 +100,7 @@ def test_a_dry_run_prints_a_command_that_training_parses(gpus, capsys, monkeypat
 def test_what_a_settings_file_says_is_not_added(gpus, capsys, tmp_path):
     gpus(0)
     file = tmp_path / "settings.yaml"
-    chosen = settings.Settings(model="m", data="d", output="o", deepspeed_config="ds.json")
+    chosen = settings.Settings(model="m", data=["d"], output="o", deepspeed_config="ds.json")
     settings.write_yaml(chosen, file, {})
     words = dry(f"--settings {file} --steps 7 --debug", capsys)
     assert words[0] == "python"
