@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -43,7 +42,7 @@ from ppa_fast.data.store import (
 )
 from ppa_fast.data.workers import Workers
 from ppa_fast.errors import UserError
-from ppa_fast.progress import Progress
+from ppa_fast.progress import Progress, note
 
 REJECTED = "rejected.tsv"  # in the store: the records that were no usable pair, as file:line: reason
 NO_TOKENS = "no tokens"
@@ -237,7 +236,7 @@ def prepare(
             read = sum(source.bytes_read for source in sources) // MEGABYTE
             progress.update(read - progress.done, f"{_total(mine, 'pairs'):,} pairs")
             if not warned and _total(mine, "records") >= WARN_FROM and _too_many(mine, max_rejected):
-                print(f"warning: {_too_many(mine, max_rejected)}; see {out / REJECTED}", file=sys.stderr)
+                note(f"warning: {_too_many(mine, max_rejected)}; see {out / REJECTED}")
                 warned = True
             if writer.shard_rows >= ROWS_PER_SHARD:
                 end_shard()
@@ -272,13 +271,11 @@ def _journal(out: Path, arguments: dict[str, Any], base: dict[str, Any] | None, 
         left = None  # of a prepare that ended: it was killed between its manifest and the end of its journal
     if left and left.arguments == arguments:
         if left.shards > (base["shards"] if base else 0):
-            print(
-                f"{out}: an unfinished prepare, going on behind {_total(left.counts['sources'], 'records'):,} records"
-            )
+            note(f"{out}: an unfinished prepare, going on behind {_total(left.counts['sources'], 'records'):,} records")
         return left
     if left:
         changed = sorted(key for key in arguments if arguments[key] != left.arguments.get(key))
-        print(f"{out}: an unfinished prepare with other arguments ({', '.join(changed)}), started over")
+        note(f"{out}: an unfinished prepare with other arguments ({', '.join(changed)}), started over")
     known = base or {"language_pairs": {}, "rejected": {}, "sources": []}
     counts = copy.deepcopy({key: known[key] for key in ("language_pairs", "rejected", "sources")})
     for source in sources:

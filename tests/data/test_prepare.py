@@ -326,7 +326,7 @@ def test_a_failure_midway_leaves_no_store_and_is_gone_on_from(
         Store.open(out)
     capsys.readouterr()
     assert prepare([spec], tokenizer, out, workers=1)["pairs"] == 100
-    assert "an unfinished prepare, going on behind 30 records" in capsys.readouterr().out
+    assert "an unfinished prepare, going on behind 30 records" in capsys.readouterr().err
     assert prepare([spec], tokenizer, tmp_path / "whole", workers=1)["pairs"] == 100
     assert contents(out) == contents(tmp_path / "whole")
     with pytest.raises(UserError, match="a finished store"):
@@ -360,7 +360,7 @@ def test_other_arguments_start_over(
             (tmp_path / "t.en").write_text("".join(f"{a[::-1]}\n" for a, _ in pairs))
         capsys.readouterr()
         manifest = prepare([spec], tokenizer, out, workers=1, **arguments)
-        assert f"an unfinished prepare with other arguments ({changed}), started over" in capsys.readouterr().out
+        assert f"an unfinished prepare with other arguments ({changed}), started over" in capsys.readouterr().err
         assert row(Store.open(out), 0)[0] == first
         assert manifest["longest_a"] == longest
 
