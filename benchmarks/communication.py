@@ -84,10 +84,14 @@ def serve(to: Connection, folder: Path, names: Sequence[str], rank: int, ranks: 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)
+    with distributed.started() as device:
+        measure(to, folder, names, ranks, device)
+
+
+def measure(to: Connection, folder: Path, names: Sequence[str], ranks: int, device: torch.device) -> None:
     from ppa_fast.training.loop import Trainer
     from ppa_fast.training.plan import make_plan
 
-    device = distributed.start()
     for name in names:
         settings = Settings(
             model=str(folder / "model"),

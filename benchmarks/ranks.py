@@ -81,28 +81,35 @@ class Ranks(Step):
 
 
 def _serve(pipe: Connection, job: Job, rank: int, world_size: int, port: int) -> None:
-    """A rank: answers until the pipe is closed. An answer that is text is an error."""
+    """A rank. An answer that is text is an error."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        device = distributed.start()
-        before = MACHINES[device.type].held()
-        trainer = _trainer(replace(job, device=device), world_size)
-        pipe.send({})
-        while True:
-            what, argument = pipe.recv()
-            if what == "dropout":
-                set_dropout(trainer.engine.module, argument)
-                pipe.send({})
-            elif what == "step":
-                figures = trainer.train_step().read()
-                pipe.send({name: figures[name] for name in ("loss_tlm", "loss_moco", "grad_norm")})
-            else:
-                pipe.send(_peak(trainer, before))
-    except EOFError:
-        trainer.close()
+        with distributed.started() as device:
+            before = MACHINES[device.type].held()
+            trainer = _trainer(replace(job, device=device), world_size)
+            pipe.send({})
+            _answer(pipe, trainer, before)
+            trainer.close()
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
+
+
+def _answer(pipe: Connection, trainer: Trainer, before: int | None) -> None:
+    """Answers until the pipe is closed."""
+    while True:
+        try:
+            what, argument = pipe.recv()
+        except EOFError:
+            return
+        if what == "dropout":
+            set_dropout(trainer.engine.module, argument)
+            pipe.send({})
+        elif what == "step":
+            figures = trainer.train_step().read()
+            pipe.send({name: figures[name] for name in ("loss_tlm", "loss_moco", "grad_norm")})
+        else:
+            pipe.send(_peak(trainer, before))
 
 
 def _peak(trainer: Trainer, before: int | None) -> int | None:

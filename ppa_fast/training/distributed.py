@@ -6,7 +6,8 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
@@ -36,15 +37,25 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start() -> torch.device:
-    """Joins (or, alone, makes) the process group and returns this rank's device.
+@contextmanager
+def started() -> Iterator[torch.device]:
+    """Joins (or, alone, makes) the process group and gives this rank's device.
 
     Raises:
         UserError: on a CPU, without the compiler that DeepSpeed needs there.
     """
+    alone = {}
     if "WORLD_SIZE" not in os.environ:
         alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        os.environ.update({name: str(value) for name, value in alone.items()})
+    os.environ.update({name: str(value) for name, value in alone.items()})
+    try:
+        yield _join()
+    finally:
+        for name in alone:  # or what a notebook starts next would take itself for a rank
+            del os.environ[name]
+
+
+def _join() -> torch.device:
     # Ranks that share a host's cores must not each start a thread for every core.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():

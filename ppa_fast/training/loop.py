@@ -69,7 +69,7 @@ def train(settings: Settings) -> dict[str, Any]:
                 note(sampling_table(plan.data.counts, plan.draws))
             for warning in plan.warnings:
                 note(f"warning: {warning}")
-        device = distributed.start()
+        device = ends.enter_context(distributed.started())
         if distributed.rank() == 0 and (reason := library.why_not_native(device.type)):
             note(f"the operations run on PyTorch's reference implementations: {reason}")
         trainer = Trainer(plan, device)

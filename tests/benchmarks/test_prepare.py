@@ -33,8 +33,9 @@ def test_rows(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    """20 times as many pairs, of which each takes 250 bytes in the store."""
-    small, large = measure(tmp_path, "--pairs", "0", "--memory-pairs", "10000", "200000")
-    assert large["store_bytes"] > 40e6
-    assert large["private_bytes"] - small["private_bytes"] < 60e6
+    """Three times as many pairs; by 100,000 all buffers are full (found: 307, 345, 364, 366, 366 MB at 10,000, 50,000,
+    100,000, 200,000, 400,000)."""
+    small, large = measure(tmp_path, "--pairs", "0", "--memory-pairs", "100000", "300000")
+    assert large["store_bytes"] - small["store_bytes"] > 50e6
+    assert large["private_bytes"] - small["private_bytes"] < 25e6
     assert large["private_bytes"] < 600e6

@@ -77,8 +77,8 @@ def one_thread() -> Iterator[None]:
 @contextmanager
 def trainer_here(job: dict[str, Any]) -> Iterator[Trainer]:
     """The trainer of a job in this process, as a single rank, ready for its first step."""
-    with one_thread():
-        trainer = Trainer(make_plan(Settings(**job), 1), distributed.start())
+    with one_thread(), distributed.started() as device:
+        trainer = Trainer(make_plan(Settings(**job), 1), device)
         try:
             yield trainer
         finally:

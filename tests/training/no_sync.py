@@ -29,7 +29,11 @@ def waiting(mode: str) -> Iterator[None]:
 
 
 def main(job: dict) -> None:
-    device = distributed.start()
+    with distributed.started() as device:
+        check(job, device)
+
+
+def check(job: dict, device: torch.device) -> None:
     assert device.type == "cuda", device
     trainer = Trainer(make_plan(Settings(**job), 1), device)
     synchronize, optimizer_step = torch.cuda.synchronize, trainer.masters.step

@@ -99,10 +99,10 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     ]
 
 
-def check(job: dict[str, Any]) -> None:
+def check(job: dict[str, Any], device: torch.device) -> None:
     """Runs a job with each poison on the last rank and asserts, on every rank, that nothing of it is left."""
     world = distributed.world_size()
-    trainer = Trainer(make_plan(Settings(**job), world), distributed.start())
+    trainer = Trainer(make_plan(Settings(**job), world), device)
     here = trainer.rank == world - 1
     trainer.train_step()
     for number, kind in enumerate(POISONS, 1):
@@ -140,5 +140,6 @@ def check(job: dict[str, Any]) -> None:
 if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as f:
         jobs = json.load(f)
-    for each in jobs:
-        check(each)
+    with distributed.started() as device:
+        for each in jobs:
+            check(each, device)

@@ -12,9 +12,9 @@ from ppa_fast.training.figures import Figures, LateSums, Rates
 
 @pytest.fixture
 def sums():
-    device = distributed.start()
     values = {"tlm": torch.tensor(30.0), "moco": torch.tensor(8.0), "top1": torch.tensor(3), "stop": False}
-    return LateSums(values, device)
+    with distributed.started() as device:
+        yield LateSums(values, device)
 
 
 def test_sums_of_tensors_and_numbers(sums):
@@ -28,8 +28,9 @@ def test_means_are_over_the_step(sums):
 
 
 def test_nothing_masked_is_a_loss_of_0():
-    sums = LateSums({"tlm": torch.zeros(()), "moco": 0.0, "top1": 0, "stop": True}, distributed.start())
-    found = Figures(sums, Weights(1.0, 1.0, 1.0), masked=0, pairs=4).read()
+    with distributed.started() as device:
+        sums = LateSums({"tlm": torch.zeros(()), "moco": 0.0, "top1": 0, "stop": True}, device)
+        found = Figures(sums, Weights(1.0, 1.0, 1.0), masked=0, pairs=4).read()
     assert found["loss_tlm"] == 0
     assert found["stop"] is True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -156,6 +157,15 @@ def test_warnings_are_said(job, capsys):
     assert "finished at step 1 of 1" in err
 
 
+def test_a_run_alone_leaves_the_environment_as_it_was(job, monkeypatch):
+    """Or the next command of a notebook would take itself for a rank of it."""
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    run_here(job("run", steps=1))
+    assert not names & os.environ.keys()
+
+
 def test_a_run_on_the_reference_says_why_once(job, capsys, monkeypatch):
     monkeypatch.setattr(library, "why_not_native", lambda device: f"no kernels for {device}")
     run_here(job("run", steps=2))
@@ -164,8 +174,9 @@ def test_a_run_on_the_reference_says_why_once(job, capsys, monkeypatch):
 
 def test_a_cpu_without_a_compiler_is_told_in_one_sentence(monkeypatch):
     monkeypatch.setattr(distributed.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="found no g\\+\\+, which DeepSpeed compiles its collectives with"):
-        distributed.start()
+    found = pytest.raises(UserError, match="found no g\\+\\+, which DeepSpeed compiles its collectives with")
+    with found, distributed.started():
+        pytest.fail("started")
 
 
 def test_dropout_is_on_in_training_and_off_in_the_momentum_encoder(job):
