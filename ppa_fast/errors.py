@@ -1,6 +1,11 @@
-"""The one exception that means "your input, not our code"."""
+"""The one exception that means "your input, not our code"; and SIGTERM as another one."""
 
 from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -23,3 +28,13 @@ def input_error(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename:  # no permission, a full disk
         return f"{error.filename}: {error.strerror}"
     return None
+
+
+@contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """SIGTERM raises SystemExit (status 143), so that what is under way can be undone or ended."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

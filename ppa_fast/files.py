@@ -1,11 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one process at a time writes."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,6 +19,28 @@ def check_new_folder(out: str | Path) -> None:
     path = Path(out)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{out}: exists and is not an empty folder; expected a new name")
+
+
+@contextmanager
+def alone(folder: Path, others: str) -> Iterator[int]:
+    """Holds the lock of a folder, which ends with the process, however that ends.
+
+    Gives the lock's descriptor: a child process that inherits it holds the lock too. Where the file system has no locks
+    (some of networks) there is none.
+
+    Raises:
+        UserError: another process holds it: the folder is in use by ``others``.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{folder}: in use by {others}") from error
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,8 @@ from ppa_fast.ablation.picture import picture
 from ppa_fast.ablation.plan import Plan, check_rows, read_plan
 from ppa_fast.ablation.report import collect, format_table
 from ppa_fast.ablation.stages import Stage, seed_stages
-from ppa_fast.errors import UserError
-from ppa_fast.files import write_text
+from ppa_fast.errors import UserError, sigterm_as_exit
+from ppa_fast.files import alone, write_text
 from ppa_fast.progress import note
 from ppa_fast.training.checkpoint import Checkpoints, read_state
 
@@ -51,27 +48,6 @@ class Journal:
     def add(self, stage: Stage, seconds: float) -> None:
         self.done[stage.name] = {"command": stage.command, "seconds": round(seconds, 1)}
         write_text(self.path, json.dumps(self.done, indent=1, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[int]:
-    """Holds the folder's lock, which the stages inherit: a stage that outlives a killed ablation still holds it."""
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{out}: in use by another ablation, or by a stage that a killed one left") from error
-        yield file.fileno()
-
-
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM ends the process by SystemExit, so that what it has begun is ended too."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run(stage: Stage, lock: int) -> None:
@@ -106,7 +82,7 @@ def run_stages(stages: Iterable[Stage], out: Path) -> None:
     """
     stages = list(stages)
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out) as lock, _sigterm_as_exit():
+    with alone(out, "another ablation, or by a stage that a killed one left") as lock, sigterm_as_exit():
         journal = Journal(out)
         todo = [stage for stage in stages if not journal.has(stage)]
         for number, stage in enumerate(todo, 1):

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ppa_fast import noise, progress
-from ppa_fast.errors import input_error
+from ppa_fast.errors import input_error, sigterm_as_exit
 
 FAILED, BAD_INPUT = 1, 2
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
 EXIT_STATUSES = """exit status:
   0    done; also training that a signal stopped, once it has saved
   1    failed: an internal error, no memory left, another rank lost
@@ -32,7 +32,7 @@ def run(work: Callable[[argparse.Namespace], object], arguments: argparse.Namesp
     Of the ranks of a run, the first one speaks for all where the input is bad. SIGTERM raises SystemExit, so that what
     is under way can be undone.
     """
-    with _output(arguments.quiet, arguments.debug), _sigterm_as_exit():
+    with _output(arguments.quiet, arguments.debug), sigterm_as_exit():
         try:
             work(arguments)
             sys.stdout.flush()  # so that a reader who is gone is noticed here, not when the interpreter ends
@@ -104,12 +104,3 @@ def _output(quiet: bool, debug: bool) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -42,6 +42,7 @@ from ppa_fast.data.store import (
 )
 from ppa_fast.data.workers import Workers
 from ppa_fast.errors import UserError
+from ppa_fast.files import alone, writing
 from ppa_fast.progress import Progress, note
 
 REJECTED = "rejected.tsv"  # in the store: the records that were no usable pair, as file:line: reason
@@ -180,9 +181,53 @@ def prepare(
         sources = [UniqueSource(source, seen, filters) for source in sources]
     sources += [UniqueSource(source, seen, filters) for specs in multi for source in parse_multi(specs, pivots)]
     filters.check_languages(sources)
-    base = read_manifest(out) if append else None
-    if not append:
-        check_output(out)
+    asked = {
+        "pairs": list(pairs),
+        "multi": [list(specs) for specs in multi],
+        "pivots": list(pivots),
+        "options": repr(options),
+        "filters": repr(filters),
+        "deduplicate": deduplicate,
+    }
+    _check_store(out, append)
+    with _own_folder(out):
+        return _prepare(sources, asked, tokenizer, out, max_tokens, workers, max_rejected, append, filters)
+
+
+def _check_store(out: Path, append: bool) -> dict[str, Any] | None:
+    """The manifest of the store to append to, None for a new one; raises UserError where it is not as expected."""
+    if append:
+        return read_manifest(out)
+    check_output(out)
+    return None
+
+
+@contextmanager
+def _own_folder(out: Path) -> Iterator[None]:
+    """The store's folder, made where there is none, in which no other prepare works. One left empty is removed."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with alone(out, "another prepare"):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                out.rmdir()
+
+
+def _prepare(
+    sources: Sequence[Source],
+    asked: dict[str, Any],
+    tokenizer: str,
+    out: Path,
+    max_tokens: int,
+    workers: int,
+    max_rejected: float,
+    append: bool,
+    filters: Filters,
+) -> dict[str, Any]:
+    """What :func:`prepare` does; ``asked``: its arguments that say which rows, in JSON."""
+    base = _check_store(out, append)  # again, now that no other prepare works here
     loaded = load_tokenizer(tokenizer)
     fingerprint = tokenizer_fingerprint(loaded)
     if base and (base["tokenizer"]["fingerprint"], base["max_tokens"]) != (fingerprint, max_tokens):
@@ -193,15 +238,10 @@ def prepare(
 
     arguments = {
         "package_version": __version__,
-        "pairs": list(pairs),
+        **asked,
         "files": [_stamp(path) for source in sources for path in source.paths],
         "tokenizer": fingerprint,
         "max_tokens": max_tokens,
-        "multi": [list(specs) for specs in multi],
-        "pivots": list(pivots),
-        "options": repr(options),
-        "filters": repr(filters),
-        "deduplicate": deduplicate,
     }
     journal = _journal(out, arguments, base, sources)
     counts, names = journal.counts, list(journal.counts["language_pairs"])

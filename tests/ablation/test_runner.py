@@ -124,8 +124,9 @@ def test_a_killed_ablation_goes_on_at_its_stage(number: int, tmp_path: Path) -> 
         with pytest.raises(UserError, match="in use by another ablation, or by a stage that a killed one left"):
             run_stages(slow_stages(tmp_path), tmp_path)
     os.write(go, b"xx")  # for the stage that lives on and for the one that is run again
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # waits until the stage has ended
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # waits until the stage has ended
+    os.close(lock)
     run_stages(slow_stages(tmp_path), tmp_path)
     assert (tmp_path / "first" / "done").stat().st_mtime_ns == first
     assert (tmp_path / "last" / "done").exists()

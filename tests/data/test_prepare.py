@@ -24,6 +24,7 @@ from ppa_fast.data.filters import Filters
 from ppa_fast.data.prepare import prepare
 from ppa_fast.data.store import Store, StoreWriter
 from ppa_fast.errors import UserError
+from ppa_fast.files import alone
 from ppa_fast.progress import Progress
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -413,6 +414,19 @@ def test_append_to_what_does_not_fit(tmp_path: Path, tokenizer: str, monkeypatch
     (store / "rows-00000.arrow").write_bytes(rows)
     with pytest.raises(UserError, match="store is damaged: its rows are not those of its fingerprint"):
         prepare([spec], tokenizer, store, append=True)
+
+
+def test_one_prepare_at_a_time(tmp_path: Path, tokenizer: str) -> None:
+    """Also where the other one began when there was no store yet; what is refused leaves no folder behind."""
+    spec, _ = write_corpus(tmp_path, 5)
+    store = tmp_path / "store"
+    store.mkdir()
+    with alone(store, "the test"), pytest.raises(UserError, match="store: in use by another prepare"):
+        prepare([spec], tokenizer, store)
+    assert prepare([spec], tokenizer, store)["pairs"] == 5
+    with pytest.raises(UserError, match="absent"):
+        prepare([spec], str(tmp_path / "absent"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 # Kills. A driver forks a child for each, so that the imports are paid once; the child kills itself before the n-th of
