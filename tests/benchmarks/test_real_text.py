@@ -161,7 +161,8 @@ def test_whole_job(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert [scores["tatoeba"]["pairs"][name]["n"] for name in ("en-de", "en-zh")] == [10, 10]
     assert result["before"]["held_out"]["model"] != result["after"]["held_out"]["model"]
     assert (out / "export" / "model.safetensors").is_file()
-    assert [line.split()[0] for line in result["commands"]] == [*["ppa-fast"] * 5, "deepspeed", *["ppa-fast"] * 3]
+    assert "en-zh" in (out / "report.html").read_text(encoding="utf-8")
+    assert [line.split()[0] for line in result["commands"]] == [*["ppa-fast"] * 5, "deepspeed", *["ppa-fast"] * 4]
     parts = {name: seconds for name, seconds in result["seconds"].items() if name != "total"}
     assert len(parts) == 1 + len(result["commands"])
     assert sum(parts.values()) <= result["seconds"]["total"] + 1
