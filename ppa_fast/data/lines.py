@@ -17,6 +17,7 @@ from ppa_fast.errors import UserError
 
 MAX_LINE_BYTES = 64 * 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF_16 = {b"\xff\xfe": b"\n\0", b"\xfe\xff": b"\0\n"}  # its mark: its end of line
 BLOCK_BYTES = 256 * 1024
 
 NOT_UTF8 = "not UTF-8"
@@ -53,12 +54,20 @@ def count_lines(path: Path) -> int:
     return lines + (last != b"\n")
 
 
+def _is_utf_16(start: bytes) -> bool:
+    """By the mark and the ends of all lines: the mark alone may be damage to a first line."""
+    end = UTF_16.get(start[:2])
+    return end is not None and 0 < start.count(b"\n") == start.count(end)
+
+
 def _blocks(path: Path, meter: Meter | None) -> Iterator[bytes]:
     """The file in blocks of whole lines without the last ``\\n``; of a line that is too long, its beginning."""
     most = MAX_LINE_BYTES + len(b"\r") + 1  # one byte more than a good line has: enough to know that it is too long
     rest, mark = b"", BYTE_ORDER_MARK
     with open_bytes(path, meter) as file:
         while block := file.read(BLOCK_BYTES):
+            if mark and _is_utf_16(block):
+                raise UserError(f"{path}: UTF-16 text, expected UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > …")
             lines, newline, last = block.removeprefix(mark).rpartition(b"\n")
             mark = b""
             if newline:
@@ -96,7 +105,7 @@ def decoded_lines(path: Path, meter: Meter | None = None) -> Iterator[tuple[str,
     """``(text, "")`` of each line, without its end, or ``("", reason)``; ``meter`` counts the bytes read.
 
     Raises:
-        UserError: the file is a truncated or broken archive.
+        UserError: the file is a truncated or broken archive, or UTF-16.
     """
     return chain.from_iterable(map(_lines, _blocks(path, meter)))
 
@@ -117,7 +126,7 @@ def read_texts(path: Path) -> Iterator[str | Reject]:
     """One item for each line of plain text that is not blank: the text, stripped, or why there is none.
 
     Raises:
-        UserError: the file is a truncated or broken archive.
+        UserError: the file is a truncated or broken archive, or UTF-16.
     """
     for number, (text, reason) in enumerate(decoded_lines(path), 1):
         if reason:

@@ -100,3 +100,15 @@ def test_text_that_may_have_no_bad_line_names_it(path: Path) -> None:
     with pytest.raises(UserError, match=f"{path}:3: not UTF-8"):
         list(text_lines(path))
     assert [str(text) for text in read_texts(path)] == ["a", f"{path}:3: not UTF-8", "b"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_told_as_what_it_is(path: Path, encoding: str) -> None:
+    path.write_bytes("\ufeff你好\n再见\n".encode(encoding))
+    with pytest.raises(UserError, match="t: UTF-16 text, expected UTF-8: iconv"):
+        list(decoded_lines(path))
+
+
+def test_a_damaged_beginning_is_a_bad_line(path: Path) -> None:
+    path.write_bytes(b"\xff\xfeone\ntwo\n")
+    assert list(decoded_lines(path)) == [("", "not UTF-8"), ("two", "")]
