@@ -53,4 +53,5 @@ def _tables(spec: str) -> Iterator[pa.Table]:
     except UserError:
         raise
     except Exception as error:  # whatever the library's many readers and file systems raise
-        raise UserError(f"{spec}: cannot be read: {shortened(str(error) or repr(error))}") from error
+        reason = " ".join(str(error).split()) or repr(error)  # in one line
+        raise UserError(f"{spec}: cannot be read: {shortened(reason)}") from error
