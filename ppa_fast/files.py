@@ -23,14 +23,16 @@ def check_new_folder(out: str | Path) -> None:
 
 @contextmanager
 def alone(folder: Path, others: str) -> Iterator[int]:
-    """Holds the lock of a folder, which ends with the process, however that ends.
+    """Holds the lock of a folder, made where there is none; it ends with the process, however that ends.
 
     Gives the lock's descriptor: a child process that inherits it holds the lock too. Where the file system has no locks
     (some of networks) there is none.
 
     Raises:
-        UserError: another process holds it: the folder is in use by ``others``.
+        UserError: another process holds it: the folder is in use by ``others``; or it cannot be made.
     """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):

@@ -81,7 +81,6 @@ def run_stages(stages: Iterable[Stage], out: Path) -> None:
     for a stage that failed or was done by another command, and where another process is at work in ``out``.
     """
     stages = list(stages)
-    out.mkdir(parents=True, exist_ok=True)
     with alone(out, "another ablation, or by a stage that a killed one left") as lock, sigterm_as_exit():
         journal = Journal(out)
         todo = [stage for stage in stages if not journal.has(stage)]

@@ -42,7 +42,7 @@ from ppa_fast.data.store import (
 )
 from ppa_fast.data.workers import Workers
 from ppa_fast.errors import UserError
-from ppa_fast.files import alone, writing
+from ppa_fast.files import alone
 from ppa_fast.progress import Progress, note
 
 REJECTED = "rejected.tsv"  # in the store: the records that were no usable pair, as file:line: reason
@@ -205,8 +205,6 @@ def _check_store(out: Path, append: bool) -> dict[str, Any] | None:
 @contextmanager
 def _own_folder(out: Path) -> Iterator[None]:
     """The store's folder, made where there is none, in which no other prepare works. One left empty is removed."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     with alone(out, "another prepare"):
         try:
             yield

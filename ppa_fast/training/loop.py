@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ppa_fast.data.batch import Batches, PairBatch, micro_batches
 from ppa_fast.data.stream import Stream
 from ppa_fast.errors import UserError
-from ppa_fast.files import remove_folder, write_text, writing
+from ppa_fast.files import alone, remove_folder, write_text, writing
 from ppa_fast.model.alignment import AlignmentModel
 from ppa_fast.model.encoder import checkpoint_activations, encoder_of, freeze_layers, load_masked_lm
 from ppa_fast.model.folder import save_base
@@ -65,6 +65,7 @@ def train(settings: Settings) -> dict[str, Any]:
     with ExitStack() as ends, watched():
         plan = make_plan(settings, distributed.world_size())
         if distributed.rank() == 0:
+            ends.enter_context(alone(Path(settings.output), "another training run"))
             if plan.draws:  # of text they are not known
                 note(sampling_table(plan.data.counts, plan.draws))
             for warning in plan.warnings:

@@ -18,6 +18,7 @@ import ppa_fast
 from ppa_fast.data.batch import micro_batches
 from ppa_fast.data.store import Store
 from ppa_fast.errors import UserError
+from ppa_fast.files import alone
 from ppa_fast.model.initialise import init_model
 from ppa_fast.model.queue import NO_GROUP
 from ppa_fast.ops import library
@@ -164,6 +165,13 @@ def test_a_run_alone_leaves_the_environment_as_it_was(job, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     run_here(job("run", steps=1))
     assert not names & os.environ.keys()
+
+
+def test_one_run_at_a_time_in_a_folder(job, tmp_path):
+    with alone(tmp_path / "run", "the test"), pytest.raises(UserError, match="run: in use by another training run"):
+        run_here(job("run", steps=1))
+    assert not list((tmp_path / "run").iterdir())
+    assert run_here(job("run", steps=1))["step"] == 1
 
 
 def test_a_run_on_the_reference_says_why_once(job, capsys, monkeypatch):
