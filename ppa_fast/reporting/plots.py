@@ -164,7 +164,7 @@ def curves(
             said.append(f"{run}: {_number(first[1])} at step {first[0]:,}, {_number(last[1])} at step {last[0]:,}")
         _steps(axes)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(lambda value, _: _number(value))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")  # round numbers, told apart
         if from_zero:
             axes.set_ylim(bottom=0)
         caption = f"{title}, {unit}" if unit else title

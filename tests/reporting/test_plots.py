@@ -83,6 +83,13 @@ def test_the_description_tells_first_and_last():
     assert description == "runs/a: 4 at step 20, 2.5 at step 100."
 
 
+@pytest.mark.parametrize(("least", "step"), [(14.16, 0.02), (0.0, 1e-5), (150_000, 100)])
+def test_ticks_are_told_apart(least, step):
+    found = texts(curve(values=[least + n * step for n in range(10)]).svg)
+    assert len(found) >= 8
+    assert len(found) == len(set(found))
+
+
 def test_nothing_logged_is_no_figure():
     assert plots.curves("c", "MFU", "%", [(0, "a", ([], []))], True) is None
 
