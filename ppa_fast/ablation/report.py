@@ -19,6 +19,7 @@ SIGNIFICANT = 0.05
 MARK = "*"
 NOT_MEASURABLE = "not measurable at this size"
 METRICS = {"retrieval": "accuracy en→xx", "nli": "accuracy", "classify": "accuracy", "qa": "F1"}
+CHANCE = dict.fromkeys(("nli", "classify"), "always the most frequent class") | {"qa": "always the whole context"}
 FIGURES = {"english": "en", "others": "others"}
 
 
@@ -162,13 +163,16 @@ def _notes(results: dict[str, Any], columns: Sequence[tuple[str, str]]) -> list[
             f'Retrieval is scored before fine-tuning: "{ROWS["ppa-switched"].title}" has the encoder of '
             f'"{ROWS["ppa"].title}".'
         )
-    for name, found in evaluations.items():
+    known = {name: found for name, found in evaluations.items() if "chance" in found}
+    answers = sorted({CHANCE[found["task"]] for found in known.values() if found["measurable"]})
+    if shown := [f"{name} {found['chance']:.1f}" for name, found in known.items() if found["measurable"]]:
+        notes.append(f"Chance in English, {' and '.join(answers)}: {', '.join(shown)}.")
+    for name, found in known.items():
         if not found["measurable"]:
             notes.append(
                 f"**{name}: {NOT_MEASURABLE}.** The best row's English {found['metric']}, {found['best_english']:.1f}, "
-                f"is not above chance by 3 sd: chance {found['chance']:.1f} (always answering "
-                f"{'the whole context' if found['task'] == 'qa' else 'the most frequent class'}), n = {found['n']:,}, "
-                f"needed {found['needed']:.1f}."
+                f"is not above chance by 3 sd: chance {found['chance']:.1f} ({CHANCE[found['task']]}), "
+                f"n = {found['n']:,}, needed {found['needed']:.1f}."
             )
     return notes
 

@@ -96,6 +96,7 @@ def test_a_task_at_chance_is_not_measurable(english: float, measurable: bool, pl
     assert (found["chance"], found["needed"], found["n"]) == (50.0, pytest.approx(57.5), LARGE)
     table = format_table(results)
     assert ("topic, en" in table) is measurable
+    assert ("Chance in English, always the most frequent class: topic 50.0." in table) is measurable
     assert ("**topic: not measurable at this size.**" in table) is not measurable
     assert ("topic: not measurable at this size" in picture(results)) is not measurable
 
