@@ -1,13 +1,16 @@
-"""``ppa-fast ablate``: the stages of a plan, one after the other, each once; then the table."""
+"""``ppa-fast ablate``: the stages of a plan, each once, seed by seed or several seeds at once; then the table."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,14 @@ from ppa_fast.ablation.picture import picture
 from ppa_fast.ablation.plan import Plan, check_rows, read_plan
 from ppa_fast.ablation.report import collect, format_table
 from ppa_fast.ablation.stages import Stage, seed_stages
+from ppa_fast.data.workers import available_cores
 from ppa_fast.errors import UserError, sigterm_as_exit
 from ppa_fast.files import alone, write_text
 from ppa_fast.progress import note
 from ppa_fast.training.checkpoint import Checkpoints, read_state
 
 JOURNAL = "stages.json"
+TABLE = "table.md"
 
 
 class Journal:
@@ -47,25 +52,34 @@ class Journal:
 
     def add(self, stage: Stage, seconds: float) -> None:
         self.done[stage.name] = {"command": stage.command, "seconds": round(seconds, 1)}
+        self.save()
+
+    def save(self) -> None:
         write_text(self.path, json.dumps(self.done, indent=1, ensure_ascii=False) + "\n")
 
 
-def _run(stage: Stage, lock: int) -> None:
-    """Runs a stage's command to its end; raises UserError where that is not a success."""
-    note(f"$ {stage.command}")
+def _start(stage: Stage, lock: int, jobs: int, log: Path | None) -> subprocess.Popen[bytes]:
+    """Starts a stage's command. What it says goes to our own streams, or to the end of ``log``."""
     if stage.out.is_dir() and not stage.resumes:
         shutil.rmtree(stage.out)
     stage.out.parent.mkdir(parents=True, exist_ok=True)
     program = Path(sys.executable).parent / stage.words[0]  # of this environment, activated or not
     words = [str(program) if program.exists() else stage.words[0], *stage.words[1:]]
-    with subprocess.Popen(words, pass_fds=[lock]) as child:
-        try:
-            status = child.wait()
-        except BaseException:
-            child.terminate()  # and waits at the end of the block: training saves first
-            raise
+    if log is None:
+        return subprocess.Popen(words, pass_fds=[lock])
+    # Each with all cores, two jobs wait for each other's threads: up to ten times slower.
+    environment = {"OMP_NUM_THREADS": str(max(1, available_cores() // jobs)), **os.environ}
+    with log.open("ab") as output:
+        output.write(f"$ {stage.command}\n".encode())
+        output.flush()
+        return subprocess.Popen(words, pass_fds=[lock], stdout=output, stderr=output, env=environment)
+
+
+def _check_end(stage: Stage, status: int, log: Path | None) -> None:
+    """Raises UserError where a stage's command did not end in success."""
     if status:
-        raise UserError(f"{stage.name}: the command above ended with exit status {status}")
+        where = f"; what it said is in {log}" if log else ""
+        raise UserError(f"{stage.name}: the command above ended with exit status {status}{where}")
     checkpoints = Checkpoints(stage.out)
     latest = checkpoints.named("latest") if checkpoints.folder.is_dir() else None
     if latest is not None:  # training: a signal stops it with status 0
@@ -74,32 +88,54 @@ def _run(stage: Stage, lock: int) -> None:
             raise UserError(f"{stage.name}: stopped at step {state['step']} of {state['steps']}; start again to go on")
 
 
-def run_stages(stages: Iterable[Stage], out: Path) -> None:
-    """Runs those of ``stages`` that are not done, in order, and notes each in the journal.
+def run_stages(
+    chains: Mapping[str, Sequence[Stage]], out: Path, jobs: int = 1, finished: Callable[[], object] = lambda: None
+) -> None:
+    """Runs the stages that are not done, those of a chain in order, and notes each in the journal.
 
-    A stage that was cut off is started again: one that does not go on by itself without what it left. Raises UserError
-    for a stage that failed or was done by another command, and where another process is at work in ``out``.
+    Up to ``jobs`` chains are under way at once; of several, each one's commands write to ``NAME.log`` in ``out``.
+    ``finished`` is called at the end of each chain. A stage that was cut off is started again: one that does not go on
+    by itself without what it left. Raises UserError for a stage that failed or was done by another command, and where
+    another process is at work in ``out``; the others under way are ended then, and go on the next time.
     """
-    stages = list(stages)
     with alone(out, "another ablation, or by a stage that a killed one left") as lock, sigterm_as_exit():
         journal = Journal(out)
-        todo = [stage for stage in stages if not journal.has(stage)]
-        for number, stage in enumerate(todo, 1):
-            note(f"\n[{number} of {len(todo)}] {stage.name}")
-            begin = time.monotonic()
-            _run(stage, lock)
-            journal.add(stage, time.monotonic() - begin)
-            note(f"{stage.name}: {journal.done[stage.name]['seconds']:,} s")
+        todo = {name: deque(stage for stage in chain if not journal.has(stage)) for name, chain in chains.items()}
+        logs = {name: out / f"{name}.log" if jobs > 1 else None for name in chains}
+        total, begun = sum(map(len, todo.values())), 0
+        journal.save()
+        waiting = deque(chains)
+        running: dict[Future[int], tuple[str, Stage, subprocess.Popen[bytes], float]] = {}
+        with ThreadPoolExecutor(jobs) as pool:  # a thread waits for each command
+            try:
+                while waiting or running:
+                    while waiting and len(running) < jobs:
+                        name = waiting.popleft()
+                        if not todo[name]:
+                            finished()
+                            continue
+                        stage, begun = todo[name].popleft(), begun + 1
+                        note(f"\n[{begun} of {total}] {stage.name}\n$ {stage.command}")
+                        child = _start(stage, lock, jobs, logs[name])
+                        running[pool.submit(child.wait)] = name, stage, child, time.monotonic()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        name, stage, _, start = running.pop(future)
+                        _check_end(stage, future.result(), logs[name])
+                        journal.add(stage, time.monotonic() - start)
+                        note(f"{stage.name}: {journal.done[stage.name]['seconds']:,} s")
+                        waiting.appendleft(name)  # before chains that have not begun
+            except BaseException:
+                for _, _, child, _ in running.values():
+                    child.terminate()  # and waits at the end of the block: training saves first
+                raise
 
 
-def write_report(plan: Plan, out: Path) -> str:
-    """Writes ``results.json``, ``table.md`` and ``picture.svg`` of all that is done; returns the table."""
+def write_report(plan: Plan, out: Path) -> None:
+    """Writes ``results.json``, ``table.md`` and ``picture.svg`` of all that is done."""
     results = collect(plan, out)
-    table = format_table(results)
     write_text(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    write_text(out / "table.md", table)
+    write_text(out / TABLE, format_table(results))
     write_text(out / "picture.svg", picture(results))
-    return table
 
 
 def ablate(
@@ -107,6 +143,7 @@ def ablate(
     out: str | Path,
     seeds: int | None = None,
     only: Sequence[str] | None = None,
+    jobs: int = 1,
     dry_run: bool = False,
 ) -> None:
     """Runs the ablation of a plan and writes its table.
@@ -120,6 +157,8 @@ def ablate(
         out: a new folder, or what an earlier call left.
         seeds: how many, from 0; None is the plan's number.
         only: rows of ``plan.ROWS``; None are the plan's.
+        jobs: seeds under way at once. With more than one, each writes to ``seed-N.log`` and gets its share of the cores
+            (``OMP_NUM_THREADS`` where that is not set).
         dry_run: prints the commands and runs nothing.
 
     Raises UserError for a plan that cannot be used, before anything runs, and for a stage that failed.
@@ -127,20 +166,24 @@ def ablate(
     read = read_plan(plan)
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds {seeds}: expected at least 1")
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: expected at least 1")
     if only is not None:
         check_rows(only, "--only")
         read = replace(read, rows=tuple(only))
     read = replace(read, seeds=seeds or read.seeds)
     folder = Path(out)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ".lock").exists():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / JOURNAL).exists():
         raise UserError(f"{out}: exists and was not made by an ablation; expected a new name")
-    by_seed = [list(seed_stages(read, read.rows, seed, folder)) for seed in range(read.seeds)]
+    by_seed = {f"seed-{seed}": list(seed_stages(read, read.rows, seed, folder)) for seed in range(read.seeds)}
+    stages = list(dict.fromkeys(stage for chain in by_seed.values() for stage in chain))
+    journal = Journal(folder)
+    done = {stage: journal.has(stage) for stage in stages}
     if dry_run:
-        journal = Journal(folder)
-        for stage in dict.fromkeys(stage for stages in by_seed for stage in stages):
-            print(f"# {stage.name}{': done' if journal.has(stage) else ''}\n{stage.command}")
+        for stage in stages:
+            print(f"# {stage.name}{': done' if done[stage] else ''}\n{stage.command}")
         return
-    for stages in by_seed:
-        run_stages(stages, folder)
-        table = write_report(read, folder)
-    print(f"\n{table}\nIn {folder}: results.json, table.md, picture.svg")
+    run_stages({"shared": [stage for stage in stages if not stage.name.startswith("seed-")]}, folder)
+    own = {name: [stage for stage in chain if stage.name.startswith("seed-")] for name, chain in by_seed.items()}
+    run_stages(own, folder, jobs, finished=lambda: write_report(read, folder))
+    print(f"\n{(folder / TABLE).read_text(encoding='utf-8')}\nIn {folder}: results.json, {TABLE}, picture.svg")

@@ -16,7 +16,7 @@ def _report(arguments: argparse.Namespace) -> None:
 def _ablate(arguments: argparse.Namespace) -> None:
     from ppa_fast.ablation.runner import ablate
 
-    ablate(arguments.plan, arguments.out, arguments.seeds, arguments.only, arguments.dry_run)
+    ablate(arguments.plan, arguments.out, arguments.seeds, arguments.only, arguments.jobs, arguments.dry_run)
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -49,4 +49,5 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     p.add_argument("--out", required=True, help="folder; the same command goes on where it was cut")
     p.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N - 1 (default: the plan's)")
     p.add_argument("--only", nargs="+", metavar="ROW", help="these rows (default: the plan's)")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="seeds under way at once (default %(default)s)")
     p.add_argument("--dry-run", action="store_true", help="check the plan and print the commands")

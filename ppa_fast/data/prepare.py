@@ -40,7 +40,7 @@ from ppa_fast.data.store import (
     read_manifest,
     record_batch,
 )
-from ppa_fast.data.workers import Workers
+from ppa_fast.data.workers import Workers, available_cores
 from ppa_fast.errors import UserError
 from ppa_fast.files import alone
 from ppa_fast.progress import Progress, note
@@ -163,8 +163,7 @@ def prepare(
     """
     out = Path(out)
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, MOST_WORKERS)
+        workers = min(available_cores(), MOST_WORKERS)
     if not 1 <= max_tokens <= MAX_TOKENS_LIMIT:
         raise UserError(f"--max-tokens {max_tokens}: expected 1 to {MAX_TOKENS_LIMIT}")
     if workers < 1:

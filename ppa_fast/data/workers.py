@@ -29,6 +29,11 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_P
 _CODE = "import sys; sys.path[:] = {path!r}; from ppa_fast.data.workers import serve; serve({descriptor})"
 
 
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Workers(Generic[Item, Result]):
     """Applies ``function``, which is pickled once, in at most ``processes`` processes of one thread each.
 

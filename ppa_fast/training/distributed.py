@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ppa_fast.data.workers import available_cores
 from ppa_fast.errors import UserError
 from ppa_fast.noise import builds_quietly
 
@@ -59,7 +60,7 @@ def _join() -> torch.device:
     # Ranks that share a host's cores must not each start a thread for every core.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        torch.set_num_threads(max(1, available_cores() // local))
     import deepspeed  # here: it takes seconds, and mistakes in the settings are told before
 
     if deepspeed.get_accelerator().device_name() == "cpu":
