@@ -25,8 +25,8 @@ def check_new_folder(out: str | Path) -> None:
 def alone(folder: Path, others: str) -> Iterator[int]:
     """Holds the lock of a folder, made where there is none; it ends with the process, however that ends.
 
-    Gives the lock's descriptor: a child process that inherits it holds the lock too. Where the file system has no locks
-    (some of networks) there is none.
+    A folder that is left empty is removed. Gives the lock's descriptor: a child process that inherits it holds the lock
+    too. Where the file system has no locks (some of networks) there is none.
 
     Raises:
         UserError: another process holds it: the folder is in use by ``others``; or it cannot be made.
@@ -40,7 +40,11 @@ def alone(folder: Path, others: str) -> Iterator[int]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"{folder}: in use by {others}") from error
-        yield descriptor
+        try:
+            yield descriptor
+        finally:
+            with suppress(OSError):
+                folder.rmdir()
     finally:
         os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""``ppa-fast ablate``: the stages of a plan, each once, seed by seed or several seeds at once; then the table."""
+"""``ppa-fast ablate``: the stages of a plan, each once, one after the other or several at once; then the table."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -89,45 +88,50 @@ def _check_end(stage: Stage, status: int, log: Path | None) -> None:
 
 
 def run_stages(
-    chains: Mapping[str, Sequence[Stage]], out: Path, jobs: int = 1, finished: Callable[[], object] = lambda: None
+    stages: Sequence[Stage], out: Path, jobs: int = 1, done: Callable[[Stage], object] = lambda stage: None
 ) -> None:
-    """Runs the stages that are not done, those of a chain in order, and notes each in the journal.
+    """Runs the stages that are not done and notes each in the journal, then calls ``done`` with it.
 
-    Up to ``jobs`` chains are under way at once; of several, each one's commands write to ``NAME.log`` in ``out``.
-    ``finished`` is called at the end of each chain. A stage that was cut off is started again: one that does not go on
-    by itself without what it left. Raises UserError for a stage that failed or was done by another command, and where
-    another process is at work in ``out``; the others under way are ended then, and go on the next time.
+    Up to ``jobs`` are under way at once, begun in the order given, each when the stages that it needs are done; of
+    several, each one's command writes to ``NAME.log`` in ``out``. A stage that was cut off is started again: one that
+    does not go on by itself without what it left. Raises UserError for a stage that failed or was done by another
+    command, and where another process is at work in ``out``; the others under way are ended then, and go on the next
+    time.
     """
     with alone(out, "another ablation, or by a stage that a killed one left") as lock, sigterm_as_exit():
         journal = Journal(out)
-        todo = {name: deque(stage for stage in chain if not journal.has(stage)) for name, chain in chains.items()}
-        logs = {name: out / f"{name}.log" if jobs > 1 else None for name in chains}
-        total, begun = sum(map(len, todo.values())), 0
+        todo = [stage for stage in stages if not journal.has(stage)]
+        total = len(todo)
         journal.save()
-        waiting = deque(chains)
-        running: dict[Future[int], tuple[str, Stage, subprocess.Popen[bytes], float]] = {}
+        running: dict[Future[int], tuple[Stage, subprocess.Popen[bytes], float]] = {}
         with ThreadPoolExecutor(jobs) as pool:  # a thread waits for each command
             try:
-                while waiting or running:
-                    while waiting and len(running) < jobs:
-                        name = waiting.popleft()
-                        if not todo[name]:
-                            finished()
-                            continue
-                        stage, begun = todo[name].popleft(), begun + 1
-                        note(f"\n[{begun} of {total}] {stage.name}\n$ {stage.command}")
-                        child = _start(stage, lock, jobs, logs[name])
-                        running[pool.submit(child.wait)] = name, stage, child, time.monotonic()
+                while todo or running:
+                    for stage in _ready(todo, journal)[: jobs - len(running)]:
+                        todo.remove(stage)
+                        note(f"\n[{total - len(todo)} of {total}] {stage.name}\n$ {stage.command}")
+                        child = _start(stage, lock, jobs, _log(stage, out, jobs))
+                        running[pool.submit(child.wait)] = stage, child, time.monotonic()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        name, stage, _, start = running.pop(future)
-                        _check_end(stage, future.result(), logs[name])
+                        stage, _, start = running.pop(future)
+                        _check_end(stage, future.result(), _log(stage, out, jobs))
                         journal.add(stage, time.monotonic() - start)
                         note(f"{stage.name}: {journal.done[stage.name]['seconds']:,} s")
-                        waiting.appendleft(name)  # before chains that have not begun
+                        done(stage)
             except BaseException:
-                for _, _, child, _ in running.values():
+                for _, child, _ in running.values():
                     child.terminate()  # and waits at the end of the block: training saves first
                 raise
+
+
+def _ready(todo: Sequence[Stage], journal: Journal) -> list[Stage]:
+    """The stages whose needs are done."""
+    return [stage for stage in todo if stage.needs <= journal.done.keys()]
+
+
+def _log(stage: Stage, out: Path, jobs: int) -> Path | None:
+    """Where a stage's command writes to; None are our own streams."""
+    return out / f"{stage.name}.log" if jobs > 1 else None
 
 
 def write_report(plan: Plan, out: Path) -> None:
@@ -157,8 +161,8 @@ def ablate(
         out: a new folder, or what an earlier call left.
         seeds: how many, from 0; None is the plan's number.
         only: rows of ``plan.ROWS``; None are the plan's.
-        jobs: seeds under way at once. With more than one, each writes to ``seed-N.log`` and gets its share of the cores
-            (``OMP_NUM_THREADS`` where that is not set).
+        jobs: stages under way at once. With more than one, each writes to ``STAGE.log`` in ``out`` and gets its share
+            of the cores (``OMP_NUM_THREADS`` where that is not set); GPUs are not shared out.
         dry_run: prints the commands and runs nothing.
 
     Raises UserError for a plan that cannot be used, before anything runs, and for a stage that failed.
@@ -175,15 +179,23 @@ def ablate(
     folder = Path(out)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / JOURNAL).exists():
         raise UserError(f"{out}: exists and was not made by an ablation; expected a new name")
-    by_seed = {f"seed-{seed}": list(seed_stages(read, read.rows, seed, folder)) for seed in range(read.seeds)}
-    stages = list(dict.fromkeys(stage for chain in by_seed.values() for stage in chain))
+    by_seed = [list(seed_stages(read, read.rows, seed, folder)) for seed in range(read.seeds)]
+    stages = list(dict.fromkeys(stage for of_seed in by_seed for stage in of_seed))
     journal = Journal(folder)
-    done = {stage: journal.has(stage) for stage in stages}
+    finished = [stage for stage in stages if journal.has(stage)]
     if dry_run:
         for stage in stages:
-            print(f"# {stage.name}{': done' if done[stage] else ''}\n{stage.command}")
+            print(f"# {stage.name}{': done' if stage in finished else ''}\n{stage.command}")
         return
-    run_stages({"shared": [stage for stage in stages if not stage.name.startswith("seed-")]}, folder)
-    own = {name: [stage for stage in chain if stage.name.startswith("seed-")] for name, chain in by_seed.items()}
-    run_stages(own, folder, jobs, finished=lambda: write_report(read, folder))
+    left = [{stage.name for stage in of_seed if stage not in finished} for of_seed in by_seed]
+
+    def done(stage: Stage) -> None:
+        seed_ends = {stage.name} in left
+        for names in left:
+            names.discard(stage.name)
+        if seed_ends:
+            write_report(read, folder)
+
+    run_stages(stages, folder, jobs, done)
+    write_report(read, folder)
     print(f"\n{(folder / TABLE).read_text(encoding='utf-8')}\nIn {folder}: results.json, {TABLE}, picture.svg")

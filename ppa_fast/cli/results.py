@@ -49,5 +49,5 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     p.add_argument("--out", required=True, help="folder; the same command goes on where it was cut")
     p.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N - 1 (default: the plan's)")
     p.add_argument("--only", nargs="+", metavar="ROW", help="these rows (default: the plan's)")
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="seeds under way at once (default %(default)s)")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="stages under way at once (default %(default)s)")
     p.add_argument("--dry-run", action="store_true", help="check the plan and print the commands")

@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -189,7 +189,7 @@ def prepare(
         "deduplicate": deduplicate,
     }
     _check_store(out, append)
-    with _own_folder(out):
+    with alone(out, "another prepare"):
         return _prepare(sources, asked, tokenizer, out, max_tokens, workers, max_rejected, append, filters)
 
 
@@ -199,17 +199,6 @@ def _check_store(out: Path, append: bool) -> dict[str, Any] | None:
         return read_manifest(out)
     check_output(out)
     return None
-
-
-@contextmanager
-def _own_folder(out: Path) -> Iterator[None]:
-    """The store's folder, made where there is none, in which no other prepare works. One left empty is removed."""
-    with alone(out, "another prepare"):
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                out.rmdir()
 
 
 def _prepare(

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ from tests.ablation.plans import write_files, write_plan
 WRITE = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=True); (p / sys.argv[2]).touch()"
 
 
-def fake(name: str, out: Path, code: str, *words: str, resumes: bool = False) -> Stage:
-    return Stage(name, ("python", "-c", code, *words), out / name, resumes)
+def fake(name: str, out: Path, code: str, *words: str, needs: Sequence[str] = (), resumes: bool = False) -> Stage:
+    return Stage(name, ("python", "-c", code, *words), out / name, frozenset(needs), resumes)
 
 
 def write(name: str, out: Path, file: str = "done", resumes: bool = False) -> Stage:
@@ -34,8 +35,8 @@ def test_stages_run_once_and_in_order(tmp_path: Path, capfd: pytest.CaptureFixtu
     log = tmp_path / "log"
     append = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
     stages = [fake(name, tmp_path / "out", append, str(log), name) for name in "abc"]
-    run_stages({"seed-0": stages[:2]}, tmp_path / "out")
-    run_stages({"seed-0": stages}, tmp_path / "out")
+    run_stages(stages[:2], tmp_path / "out")
+    run_stages(stages, tmp_path / "out")
     assert log.read_text() == "abc"
     journal = json.loads((tmp_path / "out" / JOURNAL).read_text())
     assert {name: entry["command"] for name, entry in journal.items()} == {s.name: s.command for s in stages}
@@ -46,10 +47,10 @@ def test_a_failure_stops_and_is_tried_again(tmp_path: Path) -> None:
     fail = "import sys, pathlib; sys.exit(0 if pathlib.Path(sys.argv[1]).exists() else 3)"
     stages = [fake("a", tmp_path, fail, str(tmp_path / "ready")), write("b", tmp_path)]
     with pytest.raises(UserError, match="a: the command above ended with exit status 3"):
-        run_stages({"seed-0": stages}, tmp_path)
+        run_stages(stages, tmp_path)
     assert not (tmp_path / "b").exists()
     (tmp_path / "ready").touch()
-    run_stages({"seed-0": stages}, tmp_path)
+    run_stages(stages, tmp_path)
     assert (tmp_path / "b" / "done").exists()
 
 
@@ -57,15 +58,15 @@ def test_what_a_cut_off_stage_left_is_removed_unless_it_goes_on_by_itself(tmp_pa
     for name, resumes in (("fresh", False), ("resumed", True)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").touch()
-        run_stages({"seed-0": [write(name, tmp_path, resumes=resumes)]}, tmp_path)
+        run_stages([write(name, tmp_path, resumes=resumes)], tmp_path)
     assert [path.name for path in (tmp_path / "fresh").iterdir()] == ["done"]
     assert sorted(path.name for path in (tmp_path / "resumed").iterdir()) == ["done", "half"]
 
 
 def test_a_stage_done_by_another_command_is_an_error_before_anything_runs(tmp_path: Path) -> None:
-    run_stages({"seed-0": [write("b", tmp_path)]}, tmp_path)
+    run_stages([write("b", tmp_path)], tmp_path)
     with pytest.raises(UserError, match=r"stages.json: b was made by another command"):
-        run_stages({"seed-0": [write("a", tmp_path), write("b", tmp_path, "other")]}, tmp_path)
+        run_stages([write("a", tmp_path), write("b", tmp_path, "other")], tmp_path)
     assert not (tmp_path / "a").exists()
 
 
@@ -78,10 +79,10 @@ def test_training_stopped_by_a_signal_is_not_done(tmp_path: Path) -> None:
     (checkpoint.parent / "latest").write_text(checkpoint.name)
     stage = write("run", tmp_path, resumes=True)
     with pytest.raises(UserError, match="run: stopped at step 3 of 5"):
-        run_stages({"seed-0": [stage]}, tmp_path)
+        run_stages([stage], tmp_path)
     assert not Journal(tmp_path).has(stage)
     (checkpoint / "state.json").write_text(json.dumps(state))
-    run_stages({"seed-0": [stage]}, tmp_path)
+    run_stages([stage], tmp_path)
     assert Journal(tmp_path).has(stage)
 
 
@@ -89,36 +90,45 @@ def test_training_stopped_by_a_signal_is_not_done(tmp_path: Path) -> None:
 MEET = "import sys; open(sys.argv[1], sys.argv[2])"
 
 
-def test_chains_run_side_by_side_each_into_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_run_side_by_side_each_into_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("ppa_fast.ablation.runner.available_cores", lambda: 6)
     os.mkfifo(tmp_path / "pipe")
     say = "import os; print('threads:', os.environ['OMP_NUM_THREADS'])"
-    chains = {
-        name: [fake(f"{name}/meet", tmp_path, MEET, str(tmp_path / "pipe"), mode), fake(f"{name}/say", tmp_path, say)]
-        for name, mode in (("seed-0", "r"), ("seed-1", "w"))
-    }
-    ends: list[list[str]] = []
-    run_stages(chains, tmp_path, jobs=2, finished=lambda: ends.append(list(Journal(tmp_path).done)))
-    assert [[stage.name for stage in chain if stage.name not in ends[-1]] for chain in chains.values()] == [[], []]
-    assert len(ends) == 2
-    for name, chain in chains.items():
-        lines = (tmp_path / f"{name}.log").read_text().splitlines()
-        assert lines == [f"$ {chain[0].command}", f"$ {chain[1].command}", "threads: 3"]
+    stages = [
+        fake(name, tmp_path, MEET, str(tmp_path / "pipe"), mode) for name, mode in (("reads", "r"), ("writes", "w"))
+    ]
+    stages.append(fake("seed-0/says", tmp_path, say))
+    ends: list[str] = []
+    run_stages(stages, tmp_path, jobs=2, done=lambda stage: ends.append(stage.name))
+    assert sorted(ends) == sorted(Journal(tmp_path).done) == ["reads", "seed-0/says", "writes"]
+    assert (tmp_path / "reads.log").read_text() == f"$ {stages[0].command}\n"
+    assert (tmp_path / "seed-0" / "says.log").read_text().splitlines() == [f"$ {stages[2].command}", "threads: 3"]
 
 
-def test_a_failure_ends_the_other_chain_which_goes_on_the_next_time(tmp_path: Path) -> None:
+def test_a_stage_begins_when_what_it_needs_is_done(tmp_path: Path) -> None:
+    """``last`` needs ``first``, which waits for what stands behind both in the order."""
+    os.mkfifo(tmp_path / "pipe")
+    check = "import sys, os; sys.exit(not os.path.exists(sys.argv[1]))"
+    meet = f"{MEET}; open(sys.argv[3], 'w')"
+    stages = [
+        fake("first", tmp_path, meet, str(tmp_path / "pipe"), "r", str(tmp_path / "made")),
+        fake("last", tmp_path, check, str(tmp_path / "made"), needs=["first"]),
+        fake("beside", tmp_path, MEET, str(tmp_path / "pipe"), "w"),
+    ]
+    run_stages(stages, tmp_path, jobs=2)
+    assert Journal(tmp_path).done.keys() == {"first", "last", "beside"}
+
+
+def test_a_failure_ends_the_others_which_go_on_the_next_time(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     fail = "import sys; open(sys.argv[1], 'w'); print('no such thing'); sys.exit(3)"
     wait = "import sys, signal; open(sys.argv[1]); signal.pause()"
-    chains = {
-        "seed-0": [fake("seed-0/fails", tmp_path, fail, str(tmp_path / "pipe"))],
-        "seed-1": [fake("seed-1/waits", tmp_path, wait, str(tmp_path / "pipe"))],
-    }
-    with pytest.raises(UserError, match=r"seed-0/fails: .* status 3; what it said is in .*seed-0.log"):
-        run_stages(chains, tmp_path, jobs=2)  # and does not wait for ever
+    stages = [fake(name, tmp_path, code, str(tmp_path / "pipe")) for name, code in (("fails", fail), ("waits", wait))]
+    with pytest.raises(UserError, match=r"fails: .* status 3; what it said is in .*fails.log"):
+        run_stages(stages, tmp_path, jobs=2)  # and does not wait for ever
     assert Journal(tmp_path).done == {}
-    assert "no such thing" in (tmp_path / "seed-0.log").read_text()
+    assert "no such thing" in (tmp_path / "fails.log").read_text()
 
 
 # Says that it has begun, then waits for a byte that lets it end.
@@ -132,7 +142,7 @@ import sys
 from pathlib import Path
 from tests.ablation.test_runner import slow_stages
 from ppa_fast.ablation.runner import run_stages
-run_stages({"seed-0": slow_stages(Path(sys.argv[1]))}, Path(sys.argv[1]))
+run_stages(slow_stages(Path(sys.argv[1])), Path(sys.argv[1]))
 """
 
 
@@ -158,12 +168,12 @@ def test_a_killed_ablation_goes_on_at_its_stage(number: int, tmp_path: Path) -> 
     assert process.wait(60) != 0
     if number == signal.SIGKILL:  # the stage lives on: nobody may work beside it
         with pytest.raises(UserError, match="in use by another ablation, or by a stage that a killed one left"):
-            run_stages({"seed-0": slow_stages(tmp_path)}, tmp_path)
+            run_stages(slow_stages(tmp_path), tmp_path)
     os.write(go, b"xx")  # for the stage that lives on and for the one that is run again
     lock = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)  # waits until the stage has ended
     os.close(lock)
-    run_stages({"seed-0": slow_stages(tmp_path)}, tmp_path)
+    run_stages(slow_stages(tmp_path), tmp_path)
     assert (tmp_path / "first" / "done").stat().st_mtime_ns == first
     assert (tmp_path / "last" / "done").exists()
 

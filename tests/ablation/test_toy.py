@@ -22,7 +22,7 @@ def test_a_toy_plan(tmp_path: Path) -> None:
 
     journal = json.loads((out / JOURNAL).read_text(encoding="utf-8"))
     assert list(journal) == [
-        *("tokenizer", "store", "seed-0/init", "seed-0/base", "seed-0/ppa/run", "seed-0/ppa/model"),
+        *("tokenizer", "seed-0/init", "seed-0/base", "store", "seed-0/ppa/run", "seed-0/ppa/model"),
         *("seed-0/none/tatoeba", "seed-0/none/topic", "seed-0/ppa-switched/topic"),
     ]
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))["evaluations"]
