@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -23,10 +24,12 @@ from ppa_fast.model.initialise import init_model
 from tests.conftest import Tiny
 from tests.finetune import toy
 
+# Twice as many epochs as most runs need: the tiny tokenizer's training breaks ties at random, and with half of them two
+# of six runs had learned two of the three classes only.
 LEARN: dict[str, dict[str, Any]] = {
-    "nli": {"learning_rate": 5e-3, "epochs": 8},
+    "nli": {"learning_rate": 5e-3, "epochs": 16},
     "qa": {"learning_rate": 3e-3, "epochs": 6, "metric": "squad"},
-    "classify": {"learning_rate": 3e-3, "epochs": 6},
+    "classify": {"learning_rate": 3e-3, "epochs": 12},
 }
 # Above chance by more than 3 standard deviations of 60 rows: a third of three classes, a sixth of six words.
 GOOD = {"nli": ("accuracy", 0.55), "qa": ("exact_match", 35.0), "classify": ("accuracy", 0.55)}
@@ -50,8 +53,9 @@ def test_every_task_learns_switched_and_not(tiny: Tiny, tmp_path: Path, task: st
     assert result["languages"]["en"][metric]["mean"] > good
     if share:  # what the encoder never read in another language, it learns from switched examples
         assert result["languages"]["de"][metric]["mean"] > good
-    ((_, first), *_, (_, last)) = result["runs"][0]["loss"]
-    assert last < 0.8 * first
+    losses = [loss for _, loss in result["runs"][0]["loss"]]
+    tenth = len(losses) // 10
+    assert fmean(losses[-tenth:]) < 0.8 * fmean(losses[:tenth])
     out = tmp_path / "out"
     assert json.loads((out / "result.json").read_text())["languages"] == result["languages"]
     assert not (out / "seed-0" / "checkpoints").exists()
