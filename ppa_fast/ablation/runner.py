@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,12 @@ def _start(stage: Stage, lock: int, jobs: int, log: Path | None) -> subprocess.P
     stage.out.parent.mkdir(parents=True, exist_ok=True)
     program = Path(sys.executable).parent / stage.words[0]  # of this environment, activated or not
     words = [str(program) if program.exists() else stage.words[0], *stage.words[1:]]
-    if log is None:
-        return subprocess.Popen(words, pass_fds=[lock])
-    # Each with all cores, two jobs wait for each other's threads: up to ten times slower.
-    environment = {"OMP_NUM_THREADS": str(max(1, available_cores() // jobs)), **os.environ}
-    with log.open("ab") as output:
-        output.write(f"$ {stage.command}\n".encode())
-        output.flush()
+    # Jobs that each take all cores wait for each other's threads.
+    environment = {"OMP_NUM_THREADS": str(max(1, available_cores() // jobs)), **os.environ} if jobs > 1 else None
+    with log.open("ab") if log else nullcontext() as output:
+        if output:
+            output.write(f"$ {stage.command}\n".encode())
+            output.flush()
         return subprocess.Popen(words, pass_fds=[lock], stdout=output, stderr=output, env=environment)
 
 
@@ -88,11 +88,11 @@ def _check_end(stage: Stage, status: int, log: Path | None) -> None:
 
 
 def run_stages(
-    stages: Sequence[Stage], out: Path, jobs: int = 1, done: Callable[[Stage], object] = lambda stage: None
+    stages: Sequence[Stage], out: Path, jobs: int = 1, done: Callable[[Stage, Journal], object] = lambda *_: None
 ) -> None:
-    """Runs the stages that are not done and notes each in the journal, then calls ``done`` with it.
+    """Runs the stages that are not done and notes each in the journal, then calls ``done`` with both.
 
-    Up to ``jobs`` are under way at once, begun in the order given, each when the stages that it needs are done; of
+    Up to ``jobs`` are under way at once, begun in the order given, each when the stages that it reads from are done; of
     several, each one's command writes to ``NAME.log`` in ``out``. A stage that was cut off is started again: one that
     does not go on by itself without what it left. Raises UserError for a stage that failed or was done by another
     command, and where another process is at work in ``out``; the others under way are ended then, and go on the next
@@ -107,7 +107,8 @@ def run_stages(
         with ThreadPoolExecutor(jobs) as pool:  # a thread waits for each command
             try:
                 while todo or running:
-                    for stage in _ready(todo, journal)[: jobs - len(running)]:
+                    under_way = [stage for stage, _, _ in running.values()]
+                    for stage in _ready(todo, under_way)[: jobs - len(running)]:
                         todo.remove(stage)
                         note(f"\n[{total - len(todo)} of {total}] {stage.name}\n$ {stage.command}")
                         child = _start(stage, lock, jobs, _log(stage, out, jobs))
@@ -117,16 +118,16 @@ def run_stages(
                         _check_end(stage, future.result(), _log(stage, out, jobs))
                         journal.add(stage, time.monotonic() - start)
                         note(f"{stage.name}: {journal.done[stage.name]['seconds']:,} s")
-                        done(stage)
+                        done(stage, journal)
             except BaseException:
                 for _, child, _ in running.values():
                     child.terminate()  # and waits at the end of the block: training saves first
                 raise
 
 
-def _ready(todo: Sequence[Stage], journal: Journal) -> list[Stage]:
-    """The stages whose needs are done."""
-    return [stage for stage in todo if stage.needs <= journal.done.keys()]
+def _ready(todo: Sequence[Stage], under_way: Sequence[Stage]) -> list[Stage]:
+    """The stages that read nothing of those that are not done."""
+    return [stage for stage in todo if not any(map(stage.reads, (*todo, *under_way)))]
 
 
 def _log(stage: Stage, out: Path, jobs: int) -> Path | None:
@@ -181,19 +182,14 @@ def ablate(
         raise UserError(f"{out}: exists and was not made by an ablation; expected a new name")
     by_seed = [list(seed_stages(read, read.rows, seed, folder)) for seed in range(read.seeds)]
     stages = list(dict.fromkeys(stage for of_seed in by_seed for stage in of_seed))
-    journal = Journal(folder)
-    finished = [stage for stage in stages if journal.has(stage)]
     if dry_run:
+        journal = Journal(folder)
         for stage in stages:
-            print(f"# {stage.name}{': done' if stage in finished else ''}\n{stage.command}")
+            print(f"# {stage.name}{': done' if journal.has(stage) else ''}\n{stage.command}")
         return
-    left = [{stage.name for stage in of_seed if stage not in finished} for of_seed in by_seed]
 
-    def done(stage: Stage) -> None:
-        seed_ends = {stage.name} in left
-        for names in left:
-            names.discard(stage.name)
-        if seed_ends:
+    def done(stage: Stage, journal: Journal) -> None:
+        if any(stage in of_seed and all(map(journal.has, of_seed)) for of_seed in by_seed):
             write_report(read, folder)
 
     run_stages(stages, folder, jobs, done)

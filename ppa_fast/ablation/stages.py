@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +15,11 @@ TRAIN = Path(os.path.relpath(Path(__file__).resolve().parent.parent / "train.py"
 
 @dataclass(frozen=True)
 class Stage:
-    """A command and the file or folder that it makes.
-
-    ``needs``: the names of the stages that it reads from. ``resumes``: started again, it goes on from what is there.
-    """
+    """A command and the file or folder that it makes. ``resumes``: started again, it goes on from what is there."""
 
     name: str
     words: tuple[str, ...]
     out: Path
-    needs: frozenset[str] = frozenset()
     resumes: bool = False
 
     @property
@@ -31,11 +27,13 @@ class Stage:
         """The line that a user would type."""
         return shlex.join(self.words)
 
+    def reads(self, other: Stage) -> bool:
+        """Whether a word of the command is what the other stage makes."""
+        return other != self and str(other.out) in self.words
 
-def _stage(
-    name: str, out: Path, command: str, *words: object, needs: Iterable[str] = (), resumes: bool = False
-) -> Stage:
-    return Stage(name, (*command.split(), *map(str, words)), out, frozenset(needs), resumes)
+
+def _stage(name: str, out: Path, command: str, *words: object, resumes: bool = False) -> Stage:
+    return Stage(name, (*command.split(), *map(str, words)), out, resumes)
 
 
 def _flags(options: Options) -> list[str]:
@@ -65,20 +63,20 @@ def evaluated(row: str, evaluation: Evaluation) -> bool:
     return evaluation.task != "retrieval" or ROWS[row].encoder == row
 
 
-def _evaluate(evaluation: Evaluation, row: str, seed: int, model: str | Path, out: Path, needs: Iterable[str]) -> Stage:
+def _evaluate(evaluation: Evaluation, row: str, seed: int, model: str | Path, out: Path) -> Stage:
     name = f"seed-{seed}/{row}/{evaluation.name}"
     flags = _flags(evaluation.options)
     file = result_file(out, seed, row, evaluation)
     if evaluation.task == "retrieval":
         how: tuple[object, ...] = ("--model", model, *flags, "--json", file, "--pairs", *evaluation.pairs)
-        return _stage(name, file, "ppa-fast evaluate retrieval", *how, needs=needs)
+        return _stage(name, file, "ppa-fast evaluate retrieval", *how)
     folder = out / name
     dev = ("--dev", *evaluation.dev) if evaluation.dev else ()
     switch = evaluation.code_switch if ROWS[row].switched else 0
     # English is all that an unswitched row reads; the other files are given so that it leaves out the same examples.
     how = ("--model", model, "--out", folder, "--first-seed", seed, "--code-switch", switch, *flags)
     files = ("--train", *evaluation.train, *dev, "--test", *evaluation.test)
-    return _stage(name, folder, f"ppa-fast finetune {evaluation.task}", *how, *files, needs=needs, resumes=True)
+    return _stage(name, folder, f"ppa-fast finetune {evaluation.task}", *how, *files, resumes=True)
 
 
 def seed_stages(plan: Plan, rows: tuple[str, ...], seed: int, out: Path) -> Iterator[Stage]:
@@ -96,35 +94,29 @@ def seed_stages(plan: Plan, rows: tuple[str, ...], seed: int, out: Path) -> Iter
             *base.files,
         )
         how = ("--tokenizer", tokenizer, *_flags(base.init), "--seed", seed, "--out", weights)
-        yield _stage(f"seed-{seed}/init", weights, "ppa-fast init", *how, needs=["tokenizer"])
+        yield _stage(f"seed-{seed}/init", weights, "ppa-fast init", *how)
         how = ("--model", weights, *_flags(base.pretrain), "--seed", seed, "--out", model, "--files", *base.files)
-        yield _stage(f"seed-{seed}/base", model, "ppa-fast pretrain", *how, needs=[f"seed-{seed}/init"])
+        yield _stage(f"seed-{seed}/base", model, "ppa-fast pretrain", *how)
         encoders: dict[str, str | Path] = {"none": model}
-        made_by = {"none": [f"seed-{seed}/base"]}  # the stage that an encoder comes from
     else:
         tokenizer = Path(base)
-        encoders, made_by = {"none": base}, {"none": []}
+        encoders = {"none": base}
 
     aligned = [name for name in dict.fromkeys(ROWS[row].encoder for row in rows) if name not in encoders]
     store = Path(alignment.store) if alignment.store else out / "store"
     if aligned and not alignment.store:
         how = ("--tokenizer", tokenizer, *_flags(alignment.prepare), "--out", store, "--pairs", *alignment.pairs)
-        needs = ["tokenizer"] if isinstance(base, Pretraining) else []
-        yield _stage("store", store, "ppa-fast prepare", *how, needs=needs)
-    of_store = [] if alignment.store else ["store"]
+        yield _stage("store", store, "ppa-fast prepare", *how)
     for name in aligned:
         run, encoders[name] = out / f"seed-{seed}/{name}/run", out / f"seed-{seed}/{name}/model"
         settings = {**alignment.settings, **(ROWS[name].objectives or {})}
         how = ("--model", encoders["none"], "--data", store, "--output", run, f"--seed={seed}", *_flags(settings))
         launch = shlex.join(alignment.launch)
-        needs = [*made_by["none"], *of_store]
-        yield _stage(f"seed-{seed}/{name}/run", run, launch, TRAIN, *how, needs=needs, resumes=True)
+        yield _stage(f"seed-{seed}/{name}/run", run, launch, TRAIN, *how, resumes=True)
         # The latest for every row: the best one would depend on what the run was evaluated on.
         how = (run, "--checkpoint", "latest", "--out", encoders[name])
-        needs, made_by[name] = [f"seed-{seed}/{name}/run"], [f"seed-{seed}/{name}/model"]
-        yield _stage(f"seed-{seed}/{name}/model", Path(encoders[name]), "ppa-fast export", *how, needs=needs)
+        yield _stage(f"seed-{seed}/{name}/model", Path(encoders[name]), "ppa-fast export", *how)
     for row in rows:
         for evaluation in plan.evaluations:
             if evaluated(row, evaluation):
-                encoder = ROWS[row].encoder
-                yield _evaluate(evaluation, row, seed, encoders[encoder], out, made_by[encoder])
+                yield _evaluate(evaluation, row, seed, encoders[ROWS[row].encoder], out)

@@ -130,6 +130,23 @@ def test_rows_differ_by_what_they_are_named_for_alone(values: dict[str, Any], tm
     ]
 
 
+def test_what_a_stage_reads_is_told_by_its_command(values: dict[str, Any], tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
+    stages = list(seed_stages(plan, ("none", "ppa-switched"), 0, tmp_path / "out"))
+    reads = {stage.name: {other.name for other in stages if stage.reads(other)} for stage in stages}
+    base, model = {"seed-0/base"}, {"seed-0/ppa/model"}
+    assert reads == {
+        "tokenizer": set(),
+        "seed-0/init": {"tokenizer"},
+        "seed-0/base": {"seed-0/init"},
+        "store": {"tokenizer"},
+        "seed-0/ppa/run": base | {"store"},
+        "seed-0/ppa/model": {"seed-0/ppa/run"},
+        **{f"seed-0/none/{name}": base for name in ("tatoeba", "topic", "nli", "xquad")},
+        **{f"seed-0/ppa-switched/{name}": model for name in ("topic", "nli", "xquad")},
+    }
+
+
 def test_a_ready_model_and_store_need_no_base(values: dict[str, Any], tmp_path: Path) -> None:
     changes = {"base": {"model": "mbert"}, "alignment.pairs": None, "alignment.store": "store", "rows": ["none", "tlm"]}
     plan = read_plan(write_plan(tmp_path / "plan.yaml", values, changes))

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,8 @@ from tests.ablation.plans import write_files, write_plan
 WRITE = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=True); (p / sys.argv[2]).touch()"
 
 
-def fake(name: str, out: Path, code: str, *words: str, needs: Sequence[str] = (), resumes: bool = False) -> Stage:
-    return Stage(name, ("python", "-c", code, *words), out / name, frozenset(needs), resumes)
+def fake(name: str, out: Path, code: str, *words: str, resumes: bool = False) -> Stage:
+    return Stage(name, ("python", "-c", code, *words), out / name, resumes)
 
 
 def write(name: str, out: Path, file: str = "done", resumes: bool = False) -> Stage:
@@ -100,20 +99,20 @@ def test_stages_run_side_by_side_each_into_its_log(tmp_path: Path, monkeypatch: 
     ]
     stages.append(fake("seed-0/says", tmp_path, say))
     ends: list[str] = []
-    run_stages(stages, tmp_path, jobs=2, done=lambda stage: ends.append(stage.name))
+    run_stages(stages, tmp_path, jobs=2, done=lambda stage, journal: ends.append(stage.name))
     assert sorted(ends) == sorted(Journal(tmp_path).done) == ["reads", "seed-0/says", "writes"]
     assert (tmp_path / "reads.log").read_text() == f"$ {stages[0].command}\n"
     assert (tmp_path / "seed-0" / "says.log").read_text().splitlines() == [f"$ {stages[2].command}", "threads: 3"]
 
 
-def test_a_stage_begins_when_what_it_needs_is_done(tmp_path: Path) -> None:
-    """``last`` needs ``first``, which waits for what stands behind both in the order."""
+def test_a_stage_begins_when_what_it_reads_is_there(tmp_path: Path) -> None:
+    """``last`` reads what ``first`` makes, which waits for what stands behind both in the order."""
     os.mkfifo(tmp_path / "pipe")
     check = "import sys, os; sys.exit(not os.path.exists(sys.argv[1]))"
     meet = f"{MEET}; open(sys.argv[3], 'w')"
     stages = [
-        fake("first", tmp_path, meet, str(tmp_path / "pipe"), "r", str(tmp_path / "made")),
-        fake("last", tmp_path, check, str(tmp_path / "made"), needs=["first"]),
+        fake("first", tmp_path, meet, str(tmp_path / "pipe"), "r", str(tmp_path / "first")),
+        fake("last", tmp_path, check, str(tmp_path / "first")),
         fake("beside", tmp_path, MEET, str(tmp_path / "pipe"), "w"),
     ]
     run_stages(stages, tmp_path, jobs=2)
