@@ -12,11 +12,12 @@ COLORS = {"english": "#b8bec8", "others": "#d9622b"}
 
 
 def picture(results: dict[str, Any]) -> str:
-    """An SVG: a block for each measurable evaluation, a bar for each row and figure, ± sd, seeds as dots."""
+    """An SVG: a block for each measurable evaluation, its chance dashed; a bar for each row and figure, ± sd, dots."""
     evaluations = results["evaluations"]
     columns = columns_of(evaluations)
     blocks = {name: [figure for n, figure in columns if n == name] for name, _ in columns}
     left, full, bar, dark, light = 230, 470, 11, 'fill="#1f2430"', 'fill="#6a7280"'
+    halo = 'stroke="#ffffff" stroke-width="4" paint-order="stroke"'
     parts, y = [], 84
     for name, figures in blocks.items():
         found = evaluations[name]
@@ -25,7 +26,7 @@ def picture(results: dict[str, Any]) -> str:
         parts.append(f'<text x="20" y="{y + 24}" font-size="14" font-weight="bold" {dark}>{escape(heading)}</text>')
         y += 38
         top = max(max(row[f]["seeds"]) for row in found["rows"].values() for f in figures if f in row)
-        scale = full / max(top, 1e-9)
+        scale, first, labels = full / max(top, 1e-9), y, []
         for row, scores in found["rows"].items():
             parts.append(f'<text x="20" y="{y + 10}" {dark}>{escape(ROWS[row].title)}</text>')
             for figure in figures:
@@ -40,9 +41,13 @@ def picture(results: dict[str, Any]) -> str:
                     dots = (f'<circle cx="{left + scale * v:.1f}" cy="{middle}" r="2" {dark}/>' for v in score["seeds"])
                     parts += dots
                 furthest = left + scale * max(score["seeds"] + [score["mean"] + (score["sd"] or 0)])
-                parts.append(f'<text x="{furthest + 8:.1f}" y="{y + 10}" {light}>{escape(cell(score))}</text>')
+                labels.append(f'<text x="{furthest + 8:.1f}" y="{y + 10}" {light} {halo}>{escape(cell(score))}</text>')
                 y += bar + 3
             y += 6
+        if "chance" in found:
+            x = left + scale * found["chance"]
+            parts.append(f'<path d="M{x:.1f} {first - 4}V{y - 4}" stroke="#1f2430" stroke-dasharray="3 3"/>')
+        parts += labels  # over the line
         y += 10
     at, legend = left, []
     for figure, label in (("english", "English"), ("others", "mean over the other languages")):
@@ -61,8 +66,8 @@ def picture(results: dict[str, Any]) -> str:
             'font-family="Helvetica, Arial, sans-serif" font-size="12">',
             f'<rect width="880" height="{height}" fill="#ffffff"/>',
             f'<text x="20" y="30" font-size="18" font-weight="bold" {dark}>Ablation of the alignment</text>',
-            f'<text x="20" y="48" {light}>mean over seeds, line: ± sd, dots: seeds; in brackets: against '
-            f'"{ROWS[BASELINE].title}"</text>',
+            f'<text x="20" y="48" {light}>mean over seeds, line: ± sd, dots: seeds, dashed: chance in English; '
+            f'in brackets: against "{ROWS[BASELINE].title}"</text>',
             *legend,
             *parts,
             *foot,

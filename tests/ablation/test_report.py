@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ppa_fast.ablation.picture import picture
+from ppa_fast.ablation.picture import COLORS, picture
 from ppa_fast.ablation.plan import Plan, read_plan
 from ppa_fast.ablation.report import collect, format_table
 from ppa_fast.ablation.stages import evaluated, result_file
@@ -126,3 +126,13 @@ def test_the_picture_is_svg_with_a_bar_for_each_figure(plan: Plan, tmp_path: Pat
     widths = [float(bar.attrib["width"]) for bar in bars]
     assert widths[0] / widths[1] == pytest.approx(0.2 / 0.6, rel=0.01)
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 3 * len(bars)
+
+
+def test_the_picture_has_chance_on_the_scale_of_the_bars(plan: Plan, tmp_path: Path) -> None:
+    write_scores(plan, tmp_path, {"none": [0.1, 0.2, 0.3]})
+    root = ET.fromstring(picture(collect(plan, tmp_path)))
+    [line] = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if "stroke-dasharray" in e.attrib]
+    rects = root.iter("{http://www.w3.org/2000/svg}rect")
+    [bar] = [e for e in rects if (e.get("height"), e.get("fill")) == ("11", COLORS["english"])]
+    reach = float(line.attrib["d"].split()[0].removeprefix("M")) - float(bar.attrib["x"])
+    assert reach / float(bar.attrib["width"]) == pytest.approx(0.5 / 0.9, rel=0.01)  # two classes, equally frequent
