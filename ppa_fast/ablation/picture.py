@@ -12,7 +12,7 @@ COLORS = {"english": "#b8bec8", "others": "#d9622b"}
 
 
 def picture(results: dict[str, Any]) -> str:
-    """An SVG: a block for each measurable evaluation, its chance dashed; a bar for each row and figure, ± sd, dots."""
+    """An SVG: a block for each measurable evaluation, chance dashed; bars of its rows, with ± sd and seeds as dots."""
     evaluations = results["evaluations"]
     columns = columns_of(evaluations)
     blocks = {name: [figure for n, figure in columns if n == name] for name, _ in columns}
