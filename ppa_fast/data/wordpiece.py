@@ -11,19 +11,30 @@ from transformers import BertTokenizer
 from ppa_fast.data.lines import count_lines, text_lines
 from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder
-from ppa_fast.progress import Progress, note
+from ppa_fast.progress import Progress
 
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def _lines(paths: Sequence[Path]) -> Iterator[str]:
-    with Progress("reading", sum(map(count_lines, paths)), "lines") as bar:
+def _lines(paths: Sequence[Path], purpose: str, total: int) -> Iterator[str]:
+    with Progress(f"reading {purpose}", total, "lines") as bar:
         for path in paths:
             for _, text in text_lines(path):
                 bar.update()
                 if text:
                     yield text
-    note(f"{bar.done:,} lines read, choosing the vocabulary")
+
+
+def _train(lines: Iterator[str], vocab_size: int, first: list[str], lowercase: bool) -> dict[str, int]:
+    """The vocabulary, piece → id: ``first``, every character of the text, and the most frequent pieces."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
+    tokenizer.train_from_iterator(lines, trainer)
+    return tokenizer.get_vocab()
 
 
 def train_wordpiece(
@@ -36,8 +47,9 @@ def train_wordpiece(
     does. The first five ids are [PAD] [UNK] [CLS] [SEP] [MASK]. ``AutoTokenizer.from_pretrained(out)`` gives exactly
     this tokenizer.
 
-    Not deterministic: the trainer breaks ties between equally frequent pieces in an order that changes from run to
-    run, so two runs on equal text may differ in rare pieces. Keep the folder, not the command.
+    Equal text in an equal order of files gives an equal tokenizer. The text is read twice for it: the library numbers
+    the pieces that continue a word (``##e``) as a hash table gives them, and breaks ties between equally frequent
+    merges by those numbers. The first reading finds these pieces, the second starts from them, sorted.
 
     Raises UserError, before any work, for an absent file and an ``out`` that is not an empty or new folder; later for
     a line that is not UTF-8 or over 64 KiB, no text at all, and a ``vocab_size`` that does not hold
@@ -53,21 +65,17 @@ def train_wordpiece(
     if vocab_size <= len(SPECIALS):
         raise UserError(f"vocab_size: found {vocab_size}, expected more than the {len(SPECIALS)} special tokens")
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIALS), show_progress=False)
-    tokenizer.train_from_iterator(_lines(paths), trainer)
-    size = tokenizer.get_vocab_size()
-    if size == len(SPECIALS):
+    total = sum(map(count_lines, paths))
+    characters = _train(_lines(paths, "the characters", total), len(SPECIALS), SPECIALS, lowercase)
+    if len(characters) == len(SPECIALS):
         raise UserError(f"{', '.join(map(str, paths))}: no text in there, only blank lines")
-    if size > vocab_size:
-        raise UserError(f"vocab_size: found {vocab_size}, but the characters of the text alone need {size}")
+    if len(characters) > vocab_size:
+        raise UserError(f"vocab_size: found {vocab_size}, but the characters of the text alone need {len(characters)}")
+    continuing = sorted(piece for piece in characters if len(piece) == len("##e") and piece.startswith("##"))
+    vocab = _train(_lines(paths, "the words", total), vocab_size, SPECIALS + continuing, lowercase)
 
     # All three normalizer options are given: what is left out comes back from disk with the class's defaults, and
     # those lower the case.
     BertTokenizer(
-        vocab=tokenizer.get_vocab(), do_lower_case=lowercase, strip_accents=lowercase, tokenize_chinese_chars=True
+        vocab=vocab, do_lower_case=lowercase, strip_accents=lowercase, tokenize_chinese_chars=True
     ).save_pretrained(folder)

@@ -83,3 +83,14 @@ def test_bad_input(tmp_path: Path, text: Path) -> None:
     assert not out.exists()
     with pytest.raises(UserError, match="not an empty folder"):
         train_wordpiece([text], tmp_path)
+
+
+def test_equal_text_gives_equal_bytes(tmp_path: Path) -> None:
+    """Every piece of this text is as frequent as some other, and fewer than half of the possible merges have room."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{a}{b}{c}" for a in "abcdefgh" for b in "klmnopq" for c in "rstuvwxyz"))
+    made = []
+    for name in "one", "two", "three":
+        train_wordpiece([text], tmp_path / name, vocab_size=60)
+        made.append((tmp_path / name / "tokenizer.json").read_bytes())
+    assert made[0] == made[1] == made[2]

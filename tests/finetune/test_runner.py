@@ -24,8 +24,7 @@ from ppa_fast.model.initialise import init_model
 from tests.conftest import Tiny
 from tests.finetune import toy
 
-# Twice as many epochs as most runs need: the tiny tokenizer's training breaks ties at random, and with half of them two
-# of six runs had learned two of the three classes only.
+# Twice as many epochs as most vocabularies need: with half of them, two of six had learned two of three classes only.
 LEARN: dict[str, dict[str, Any]] = {
     "nli": {"learning_rate": 5e-3, "epochs": 16},
     "qa": {"learning_rate": 3e-3, "epochs": 6, "metric": "squad"},
