@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUILT := build/native/.built
 SOURCES := $(wildcard csrc/*/*.* csrc/include/ppa/*.h)
+# On every core; the tests of a file share what they set up, so they stay together.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := setup
@@ -29,10 +31,10 @@ demo: $(BUILT)
 	$(BIN)/python -m ppa_fast.demo --out runs/demo
 
 test: $(BUILT)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: $(BUILT)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Builds, tests, sanitizes and measures on this machine's GPU, with PYTHON as it is; installs nothing.
 gpu:

@@ -14,6 +14,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here comes from a hub
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Tiny models: a second thread gains nothing, and beside another process one that spins while it waits costs a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start: a wait without end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

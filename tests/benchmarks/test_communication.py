@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ppa_fast.training import distributed
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -23,19 +25,13 @@ def communication() -> Iterator[ModuleType]:
     sys.path.remove(str(ROOT / "benchmarks"))
 
 
-def test_a_collective_counts_its_larger_side(communication: ModuleType, tmp_path: Path) -> None:
-    if dist.is_initialized():
-        pytest.skip("this process has a process group already")
-    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        with communication.Collectives() as collectives:
-            dist.all_reduce(torch.ones(7))
-            dist.all_reduce(torch.ones(5))
-            dist.all_reduce(torch.ones(3, dtype=torch.bfloat16))
-            dist.all_gather([torch.empty(4)], torch.ones(4))
-            torch.ones(9).sum()
-    finally:
-        dist.destroy_process_group()
+def test_a_collective_counts_its_larger_side(communication: ModuleType) -> None:
+    with distributed.started(), communication.Collectives() as collectives:
+        dist.all_reduce(torch.ones(7))
+        dist.all_reduce(torch.ones(5))
+        dist.all_reduce(torch.ones(3, dtype=torch.bfloat16))
+        dist.all_gather([torch.empty(4)], torch.ones(4))
+        torch.ones(9).sum()
     expected = {("allreduce", "float32"): [2, 12], ("allreduce", "bfloat16"): [1, 3], ("allgather", "float32"): [1, 4]}
     assert collectives.found == expected
 

@@ -64,3 +64,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         pytest.skip(library.why_not_native(chosen.name))
     with library.using(chosen.namespace):
         yield chosen
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """On the CPU the operations share their rows out; the results must not depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if SIMT else 2)
+    yield
+    torch.set_num_threads(before)

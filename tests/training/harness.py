@@ -20,7 +20,6 @@ from ppa_fast.training import distributed
 from ppa_fast.training.loop import Trainer, train
 from ppa_fast.training.plan import make_plan
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread on a busy machine costs, it gains nothing
 RANKS = Path(__file__).with_name("ranks.py")
 
 
