@@ -39,11 +39,13 @@ ROWS = {
     "moco": Row("MoCo only", {"tlm": False}, "moco"),
     "no-shuffling": Row("both, no input shuffling", {"input_shuffling": False}, "no-shuffling"),
     "ppa": Row("both (PPA)", {}, "ppa"),
+    "switched": Row("code-switching only", None, "none", switched=True),
     "ppa-switched": Row("PPA + code-switching", {}, "ppa", switched=True),
 }
-"""The rows of the paper's ablation; the first is the baseline."""
+"""The rows of the paper's ablation and, between them, what code-switching does without alignment."""
 
 BASELINE = "none"
+PAPER = tuple(row for row in ROWS if row != "switched")
 
 KINDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number"}
 
@@ -276,7 +278,7 @@ def read_plan(path: str | Path) -> Plan:
     if seeds < 1:
         raise top.bad("seeds", "at least 1")
     languages = top.languages()
-    rows = tuple(top.texts("rows")) if "rows" in top.values else tuple(ROWS)
+    rows = tuple(top.texts("rows")) if "rows" in top.values else PAPER
     check_rows(rows, top.at("rows"))
     base = _base(top.block("base", ("model", "files", "tokenizer", "init", "pretrain")), languages)
     alignment = _alignment(top.block("alignment", ("pairs", "store", "prepare", "launch", "settings")), languages)

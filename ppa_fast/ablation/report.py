@@ -52,8 +52,13 @@ def read_scores(file: Path, task: str) -> dict[str, float]:
     return {code: scale * found[metric] for code, found in content["test"].items()}
 
 
-def _read_runs(plan: Plan, evaluation: Evaluation, row: str, out: Path) -> Runs:
-    files = {seed: result_file(out, seed, row, evaluation) for seed in range(plan.seeds)}
+def seeds_of(out: Path) -> list[int]:
+    """The seeds that were begun in the folder of an ablation."""
+    return sorted(int(path.name.removeprefix("seed-")) for path in out.glob("seed-*"))
+
+
+def _read_runs(evaluation: Evaluation, row: str, out: Path) -> Runs:
+    files = {seed: result_file(out, seed, row, evaluation) for seed in seeds_of(out)}
     return Runs({seed: read_scores(file, evaluation.task) for seed, file in files.items() if file.is_file()})
 
 
@@ -84,7 +89,7 @@ def _measurable(evaluation: Evaluation, rows: dict[str, dict[str, Any]]) -> dict
 
 
 def collect(plan: Plan, out: Path) -> dict[str, Any]:
-    """The results of all that is done.
+    """The results of all that is done, of rows and seeds that the plan does not have too.
 
     ``{"seeds", "evaluations": {name: {"task", "metric", "measurable", "chance", "needed", "best_english", "n", "rows":
     {row: {"languages": {code: spread}, "english": spread, "others": spread}}}}}``, scores in %. The two figures of a
@@ -92,14 +97,14 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
     """
     evaluations: dict[str, Any] = {}
     for evaluation in plan.evaluations:
-        runs = {row: _read_runs(plan, evaluation, row, out) for row in plan.rows if evaluated(row, evaluation)}
+        runs = {row: _read_runs(evaluation, row, out) for row in ROWS if evaluated(row, evaluation)}
         runs = {row: found for row, found in runs.items() if found.by_seed}
         if not runs:
             continue
         rows = {row: _row(found, runs.get(BASELINE) if row != BASELINE else None) for row, found in runs.items()}
         about = {"task": evaluation.task, "metric": METRICS[evaluation.task], **_measurable(evaluation, rows)}
         evaluations[evaluation.name] = {**about, "rows": rows}
-    return {"seeds": plan.seeds, "evaluations": evaluations}
+    return {"seeds": len(seeds_of(out)), "evaluations": evaluations}
 
 
 def cell(figure: dict[str, Any] | None) -> str:
@@ -131,6 +136,11 @@ def columns_of(evaluations: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def rows_of(evaluations: dict[str, Any]) -> list[str]:
+    """The rows that some evaluation has, in order."""
+    return [row for row in ROWS if any(row in found["rows"] for found in evaluations.values())]
+
+
 def _title(name: str, figure: str, found: dict[str, Any]) -> str:
     return f"{name}, {found['metric'] if found['task'] == 'retrieval' else FIGURES[figure]}"
 
@@ -158,11 +168,10 @@ def _notes(results: dict[str, Any], columns: Sequence[tuple[str, str]]) -> list[
         )
     elif comparisons:
         notes.append(f'In brackets: the difference to "{ROWS[BASELINE].title}"; one seed gives nothing to test it by.')
-    if any(found["task"] == "retrieval" for found in evaluations.values()):
-        notes.append(
-            f'Retrieval is scored before fine-tuning: "{ROWS["ppa-switched"].title}" has the encoder of '
-            f'"{ROWS["ppa"].title}".'
-        )
+    shared = [row for row in rows_of(evaluations) if ROWS[row].encoder != row]
+    if shared and any(found["task"] == "retrieval" for found in evaluations.values()):
+        same = (f'"{ROWS[row].title}" has the encoder of "{ROWS[ROWS[row].encoder].title}"' for row in shared)
+        notes.append(f"Retrieval is scored before fine-tuning: {', '.join(same)}.")
     known = {name: found for name, found in evaluations.items() if "chance" in found}
     answers = sorted({CHANCE[found["task"]] for found in known.values() if found["measurable"]})
     if shown := [f"{name} {found['chance']:.1f}" for name, found in known.items() if found["measurable"]]:
@@ -181,7 +190,7 @@ def format_table(results: dict[str, Any]) -> str:
     """Markdown: all rows with the figures of each measurable evaluation, what they mean, and tables by language."""
     evaluations = results["evaluations"]
     columns = columns_of(evaluations)
-    shown = [row for row in ROWS if any(row in found["rows"] for found in evaluations.values())]
+    shown = rows_of(evaluations)
     parts = []
     if columns:
         head = ["", *(_title(name, figure, evaluations[name]) for name, figure in columns)]

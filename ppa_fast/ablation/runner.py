@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ppa_fast.ablation.picture import picture
-from ppa_fast.ablation.plan import Plan, check_rows, read_plan
-from ppa_fast.ablation.report import collect, format_table
+from ppa_fast.ablation.plan import ROWS, Plan, check_rows, read_plan
+from ppa_fast.ablation.report import collect, format_table, seeds_of
 from ppa_fast.ablation.stages import Stage, seed_stages
 from ppa_fast.data.workers import available_cores
 from ppa_fast.errors import UserError, sigterm_as_exit
@@ -155,7 +155,7 @@ def ablate(
 
     For each seed: the base (pretrained once), an alignment for each row that has one, and the row's evaluations. Every
     stage is a public command, printed before it runs; one that is done is not run again. After each seed ``out`` has
-    ``results.json``, ``table.md`` and ``picture.svg`` of all that is done.
+    ``results.json``, ``table.md`` and ``picture.svg`` of all that is done there, by earlier calls too.
 
     Args:
         plan: YAML file, see ``plan.read_plan``.
@@ -182,8 +182,11 @@ def ablate(
         raise UserError(f"{out}: exists and was not made by an ablation; expected a new name")
     by_seed = [list(seed_stages(read, read.rows, seed, folder)) for seed in range(read.seeds)]
     stages = list(dict.fromkeys(stage for of_seed in by_seed for stage in of_seed))
+    journal = Journal(folder)
+    for seed in seeds_of(folder):  # what other rows and seeds left stands in the table too: it must be of this plan
+        for stage in seed_stages(read, tuple(ROWS), seed, folder):
+            journal.has(stage)
     if dry_run:
-        journal = Journal(folder)
         for stage in stages:
             print(f"# {stage.name}{': done' if journal.has(stage) else ''}\n{stage.command}")
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ppa_fast.ablation.plan import ROWS, Pretraining, read_plan
+from ppa_fast.ablation.plan import PAPER, Pretraining, read_plan
 from ppa_fast.ablation.stages import seed_stages
 from ppa_fast.cli import build_parser
 from ppa_fast.errors import UserError
@@ -23,7 +23,7 @@ def test_a_plan_is_read(values: dict[str, Any], tmp_path: Path) -> None:
     plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
     data = tmp_path / "data"
     assert plan.seeds == 2
-    assert plan.rows == tuple(ROWS)
+    assert plan.rows == PAPER
     assert isinstance(plan.base, Pretraining)
     assert plan.base.files == [f"{data}/text.en", f"{data}/text.de"]
     assert plan.alignment.pairs == [f"en-de:{data}/text.en,{data}/text.de"]
@@ -130,6 +130,17 @@ def test_rows_differ_by_what_they_are_named_for_alone(values: dict[str, Any], tm
     ]
 
 
+def test_code_switching_without_alignment_is_that_of_ppa_from_the_base(values: dict[str, Any], tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
+    stages = list(seed_stages(plan, ("none", "switched", "ppa-switched"), 0, tmp_path))
+    by_name = {stage.name: [*stage.words] for stage in stages}
+    assert "seed-0/switched/tatoeba" not in by_name
+    for name in ("topic", "nli", "xquad"):
+        words = " ".join(by_name[f"seed-0/ppa-switched/{name}"])
+        expected = words.replace("/ppa-switched/", "/switched/").replace("seed-0/ppa/model", "seed-0/base")
+        assert " ".join(by_name[f"seed-0/switched/{name}"]) == expected
+
+
 def test_what_a_stage_reads_is_told_by_its_command(values: dict[str, Any], tmp_path: Path) -> None:
     plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
     stages = list(seed_stages(plan, ("none", "ppa-switched"), 0, tmp_path / "out"))
@@ -170,5 +181,5 @@ def test_the_ready_plans_can_be_read(name: str, tmp_path: Path, monkeypatch: pyt
             assert not path.exists()
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-    assert plan.rows == tuple(ROWS)
+    assert plan.rows == PAPER
     assert {evaluation.task for evaluation in plan.evaluations} >= {"nli", "qa", "retrieval"}

@@ -76,12 +76,24 @@ def test_differences_are_of_the_seeds_that_both_rows_have(plan: Plan, tmp_path: 
     assert row["difference"]["seeds"] == pytest.approx([40, 30])
 
 
+def test_what_an_earlier_call_made_stays_in_the_table(plan: Plan, tmp_path: Path) -> None:
+    """Of a plan, or of ``--seeds`` and ``--only``, with fewer seeds and rows."""
+    write_scores(plan, tmp_path, {"none": [0.1, 0.2, 0.3], "ppa": [0.5, 0.6, 0.7], "switched": [0.2, 0.3, 0.4]})
+    results = collect(replace(plan, seeds=1, rows=("switched",)), tmp_path)
+    assert results == collect(plan, tmp_path)
+    assert results["seeds"] == 3
+    rows = results["evaluations"]["topic"]["rows"]
+    assert {row: rows[row]["others"]["mean"] for row in rows} == pytest.approx({"none": 20, "ppa": 60, "switched": 30})
+    assert '"code-switching only" has the encoder of "no alignment".' in format_table(results)
+
+
 def test_retrieval_of_the_switched_row_is_not_its_own(plan: Plan, tmp_path: Path) -> None:
     write_scores(plan, tmp_path, {"none": [0.1], "ppa": [0.5], "ppa-switched": [0.6]})
     results = collect(plan, tmp_path)
     assert list(results["evaluations"]["tatoeba"]["rows"]) == ["none", "ppa"]
     table = format_table(results)
     assert "| PPA + code-switching | – | 90.0 (+0.0) | 60.0 (+50.0) |" in table
+    assert 'before fine-tuning: "PPA + code-switching" has the encoder of "both (PPA)".' in table
     assert "Of one seed, in %." in table
     assert "one seed gives nothing to test it by" in table
     assert "*:" not in table
@@ -136,3 +148,12 @@ def test_the_picture_has_chance_on_the_scale_of_the_bars(plan: Plan, tmp_path: P
     [bar] = [e for e in rects if (e.get("height"), e.get("fill")) == ("11", COLORS["english"])]
     reach = float(line.attrib["d"].split()[0].removeprefix("M")) - float(bar.attrib["x"])
     assert reach / float(bar.attrib["width"]) == pytest.approx(0.5 / 0.9, rel=0.01)  # two classes, equally frequent
+
+
+def test_the_documented_results_are_those_of_the_file() -> None:
+    root = Path(__file__).resolve().parents[2]
+    results = json.loads((root / "benchmarks" / "results" / "ablation-small.json").read_text(encoding="utf-8"))
+    page = " ".join((root / "docs" / "results.md").read_text(encoding="utf-8").split())
+    for line in format_table(results).splitlines():
+        assert " ".join(line.lstrip("#").split()) in page
+    assert (root / "docs" / "images" / "ablation-small.svg").read_text(encoding="utf-8") == picture(results)

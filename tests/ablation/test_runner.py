@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from ppa_fast.ablation.plan import read_plan
 from ppa_fast.ablation.runner import JOURNAL, Journal, ablate, run_stages
-from ppa_fast.ablation.stages import Stage
+from ppa_fast.ablation.stages import Stage, seed_stages
 from ppa_fast.errors import UserError
 from ppa_fast.training.checkpoint import KEYS
 from tests.ablation.plans import write_files, write_plan
@@ -186,6 +187,19 @@ def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path: Path, capsys: 
     assert sum("finetune" in line for line in lines) == 6
     assert not any("moco/run" in line or "seed-1" in line for line in lines)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_row_of_another_plan_is_refused_though_it_is_not_asked_for(tmp_path: Path) -> None:
+    """Its scores would stand in the same table."""
+    values, out = write_files(tmp_path / "data"), tmp_path / "out"
+    before = read_plan(write_plan(tmp_path / "before.yaml", values))
+    [run] = [stage for stage in seed_stages(before, ("ppa",), 0, out) if stage.name == "seed-0/ppa/run"]
+    run.out.mkdir(parents=True)
+    Journal(out).add(run, 1.0)
+    after = write_plan(tmp_path / "after.yaml", values, {"alignment.settings.steps": 3})
+    with pytest.raises(UserError, match=r"seed-0/ppa/run was made by another command"):
+        ablate(after, out, only=["none"], dry_run=True)
+    ablate(tmp_path / "before.yaml", out, only=["none"], dry_run=True)
 
 
 def test_bad_arguments_are_refused_before_anything_is_written(tmp_path: Path) -> None:
