@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUILT := build/native/.built
 SOURCES := $(wildcard csrc/*/*.* csrc/include/ppa/*.h)
-# On every core; the tests of a file share what they set up, so they stay together.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# On every core (tests/conftest.py counts them); the tests of a file share what they set up, so they stay together.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := setup

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ppa_fast.data.workers import available_cores
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here comes from a hub
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Tiny models: a second thread gains nothing, and beside another process one that spins while it waits costs a core.
@@ -19,6 +21,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start: a wait without end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """A worker a core that this process may use: xdist by itself counts those of the machine, and whole ones only."""
+    return min(available_cores(), 8)
 
 
 @dataclass(frozen=True)
