@@ -29,6 +29,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+HARNESS = ROOT / "tests" / "csrc"  # of the CUDA sources on a CPU
 BUILD = ROOT / "build" / "native"
 ARCHITECTURES = "8.0;9.0;10.0"
 TORCH_TARGET = "0x020b000000000000"  # the oldest torch that the libraries load in: 2.11
@@ -196,10 +197,10 @@ class BuildSimt(Command):
             raise SystemExit("build_simt needs torch")
         ninja = Ninja(os.environ.get("CXX", "g++"), None, BUILD / "simt")
         checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
-        flags = [*COMMON, "-O1", "-DPPA_SIMT", "-ffp-contract=off", "-Wno-unknown-pragmas", *checked]
+        flags = [*COMMON, f"-I{HARNESS}", "-O1", "-DPPA_SIMT", "-ffp-contract=off", "-Wno-unknown-pragmas", *checked]
         objects = ninja.objects("cxx", "bindings", sources("bindings"), [*flags, *torch_includes(torch)])
         objects += ninja.objects("cxx", "cuda", sources("cuda"), ["-x c++", *flags])
-        objects += ninja.objects("cxx", "testing", [CSRC / "testing" / "simt.cpp"], flags)
+        objects += ninja.objects("cxx", "harness", [HARNESS / "simt" / "simt.cpp"], flags)
         link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-ldl", *checked]
         ninja.library(BUILD / "simt" / "_C_simt.so", objects, link)
         ninja.run()

@@ -1,20 +1,20 @@
-"""Real text for plans/small.yaml, split into what is trained on and what is scored.
+"""Prepares the real text for plans/small.yaml, divided into training and test files.
 
     python benchmarks/ablation_text.py DATA_DIR --out runs/ablation/text
 
-reads ``DATA_DIR`` (``nli/`` and ``tatoeba/`` as real_text.py; ``ntrex/newstest2019-*.txt``; SIB-200 in ``topic/``;
-``qa/xquad.<code>.json``) and writes files that go by language codes:
+It reads ``DATA_DIR``: ``nli/`` and ``tatoeba/`` as real_text.py; ``ntrex/newstest2019-*.txt``; SIB-200 in ``topic/``;
+``qa/xquad.<code>.json``. It writes files that are named by language code:
 
 - ``bitext.en-xx.{en,xx}``: premises and hypotheses of NLI rows 1 … 11,000, identical pairs once.
 - ``mlm.xx.txt``: the same sentences, each once, and NTREX, in every language of either.
-- ``nli.{train,dev,test}.xx.tsv``: rows 1 … 10,500, 10,501 … 11,000, and those after 11,000 whose English premise does
-  not occur before.
-- ``topic.{train,dev,test}.xx.tsv``: SIB-200 as it is.
-- ``qa.{train,dev,test}.xx.json``: XQuAD by article, so that no paragraph is on both sides: of every five articles, in
-  the file's order, the first three train, the fourth is dev, the fifth is test.
-- ``tatoeba.en-xx.{en,xx}``: as it is.
+- ``nli.{train,dev,test}.xx.tsv``: rows 1 … 10,500; rows 10,501 … 11,000; the rows after 11,000 whose English premise
+  does not occur before.
+- ``topic.{train,dev,test}.xx.tsv``: SIB-200, unchanged.
+- ``qa.{train,dev,test}.xx.json``: XQuAD, divided by article, so that no paragraph is in two files. Of every five
+  articles, in the order of the file, the first three are train, the fourth is dev, the fifth is test.
+- ``tatoeba.en-xx.{en,xx}``: Tatoeba, unchanged.
 
-Nothing in bitext or MLM text comes from a test set: neither SIB-200, XQuAD, Tatoeba nor a held-out NLI row.
+The bitext and the MLM text contain no test text: no SIB-200, XQuAD or Tatoeba, and no held-out NLI row.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from measuring import exit_status
 from real_text import find_data, read_nli, split_all, write_pairs
 
-from ppa_fast.data.corpus import parse_pairs
+from ppa_fast.data.reading.corpus import parse_pairs
 from ppa_fast.errors import UserError
 
 ROWS, DEV_ROWS = 11_000, 500
-PARTS = ("train", "train", "train", "dev", "test")  # of five articles of XQuAD
-# NTREX and SIB-200 call the languages by their ISO 639-3 codes, with a country or a script.
+PARTS = ("train", "train", "train", "dev", "test")  # per five articles of XQuAD
+# NTREX and SIB-200 name the languages by ISO 639-3 codes, with a country or a script.
 CODES = {
     "arb": "ar",
     "bul": "bg",
@@ -54,19 +55,19 @@ CODES = {
 }
 
 
-def _code(name: str) -> str:
+def _language_code(name: str) -> str:
     return CODES[name[:3]]
 
 
-def _found(folder: Path, pattern: str) -> list[Path]:
+def _matching_files(folder: Path, pattern: str) -> list[Path]:
     paths = sorted(folder.glob(pattern))
     if not paths:
-        raise UserError(f"{folder}: no {pattern}; expected the text that the head of this file tells of")
+        raise UserError(f"{folder}: no {pattern}; expected the files that the docstring of this script lists")
     return paths
 
 
 def write_nli(nli: dict[str, Path], out: Path, rows: int, dev_rows: int) -> None:
-    """Splits row-parallel NLI files by row; a held-out row is kept where its English premise is new."""
+    """Divides row-parallel NLI files by row; a held-out row is kept if its English premise is new."""
     english = [premise for premise, _ in read_nli(nli["en"])]
     known = set(english[:rows])
     test = [row for row in range(rows, len(english)) if english[row] not in known]
@@ -79,7 +80,7 @@ def write_nli(nli: dict[str, Path], out: Path, rows: int, dev_rows: int) -> None
 
 
 def write_qa(path: Path, out: Path) -> None:
-    """Splits a SQuAD file by article."""
+    """Divides a SQuAD file by article."""
     content = json.loads(path.read_text(encoding="utf-8"))
     code = path.name.split(".")[1]
     for part in dict.fromkeys(PARTS):
@@ -89,24 +90,24 @@ def write_qa(path: Path, out: Path) -> None:
 
 
 def write_all(data: Path, out: Path, rows: int = ROWS, dev_rows: int = DEV_ROWS) -> None:
-    """Writes every file; raises UserError for a file that is missing or cannot be used."""
+    """Writes every file; raises UserError for a missing or invalid file."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an empty folder; expected a new name (--out)")
     nli, tatoeba = find_data(data)
     splits = split_all(nli, rows)
     if not 0 < dev_rows < rows:
         raise UserError(f"--dev-rows: found {dev_rows}, expected 1 to {rows - 1}, fewer than --rows")
-    ntrex, topic = _found(data / "ntrex", "newstest2019-*.txt"), _found(data / "topic", "*/*.tsv")
-    qa = _found(data / "qa", "xquad.*.json")
+    ntrex, topic = _matching_files(data / "ntrex", "newstest2019-*.txt"), _matching_files(data / "topic", "*/*.tsv")
+    qa = _matching_files(data / "qa", "xquad.*.json")
 
     out.mkdir(parents=True)
     sentences: dict[str, list[str]] = {}
     for code, split in splits.items():
         write_pairs(out, "bitext", code, split.train)
         english, other = zip(*split.train, strict=True)
-        sentences |= {"en": list(english), code: list(other)}  # English is the same text for every language
+        sentences |= {"en": list(english), code: list(other)}  # the English text is the same for every language
     for path in ntrex:
-        sentences.setdefault(_code(path.name.split("-", 1)[1][4:]), []).extend(
+        sentences.setdefault(_language_code(path.name.split("-", 1)[1][4:]), []).extend(
             path.read_text(encoding="utf-8").rstrip("\n").split("\n")
         )
     for code, lines in sentences.items():
@@ -114,7 +115,7 @@ def write_all(data: Path, out: Path, rows: int = ROWS, dev_rows: int = DEV_ROWS)
         (out / f"mlm.{code}.txt").write_text(text, encoding="utf-8")
     write_nli(nli, out, rows, dev_rows)
     for path in topic:
-        shutil.copy(path, out / f"topic.{path.stem}.{_code(path.parent.name)}.tsv")
+        shutil.copy(path, out / f"topic.{path.stem}.{_language_code(path.parent.name)}.tsv")
     for path in qa:
         write_qa(path, out)
     for code, spec in tatoeba.items():
@@ -124,19 +125,14 @@ def write_all(data: Path, out: Path, rows: int = ROWS, dev_rows: int = DEV_ROWS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry; returns the exit status, 2 for input that cannot be used."""
+    """Returns the exit status, 2 for invalid input."""
     parser = argparse.ArgumentParser(description="Text for plans/small.yaml: see the head of this file.")
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder of nli/, ntrex/, topic/, qa/, tatoeba/")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation/text"), help="new folder (default %(default)s)")
     parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help="NLI rows to train (default %(default)s)")
     parser.add_argument("--dev-rows", type=int, default=DEV_ROWS, metavar="N", help="of them (default %(default)s)")
     options = parser.parse_args(argv)
-    try:
-        write_all(options.data, options.out, options.rows, options.dev_rows)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: write_all(options.data, options.out, options.rows, options.dev_rows))
 
 
 if __name__ == "__main__":

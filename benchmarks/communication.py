@@ -1,10 +1,11 @@
-"""What a training step sends between ranks: the collectives of one global step by ZeRO stage, counted, not computed.
+"""Counts the collectives of one global step between ranks, by ZeRO stage.
 
     python benchmarks/communication.py [--stages 0,1,2,3] [--precisions fp32,bf16] [--ranks 2] [--accumulation 1,2]
+        [--gradients fp32|bf16]
 
-The trainer's own step on a small model, in gloo ranks on this CPU. Every collective passes PyTorch's dispatcher, where
-its tensors are seen; the elements are of what was reduced, or gathered, as a multiple of P, the trained parameters.
-docs/scaling.md says what a rank sends for that.
+It runs the trainer's own step on a small model, in gloo ranks on this CPU. A hook in PyTorch's dispatcher records the
+tensors of every collective. The counts are the elements that were reduced or gathered, as a multiple of P, the number
+of trained parameters. docs/scaling.md explains how much a rank sends for that.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from ppa_fast.training import distributed
 
 SIZE = SIZES["quick"]
 PAIRS = 32
-WARM_UP = 2  # steps; DeepSpeed's stage 3 learns the order of the modules in the first
+WARM_UP = 2  # steps; DeepSpeed's stage 3 records the order of the modules in the first one
 
 
 class Collectives(TorchDispatchMode):
-    """Counts the collectives of this rank: ``found`` maps (name, type of the elements) to (calls, elements)."""
+    """Counts the collectives of this rank: ``found`` maps (name, element type) to (calls, elements)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             tensors = _tensors(args)
-            # Of inputs and outputs the larger side: what was gathered, what was given to be reduced.
+            # The larger of inputs and outputs: the result of a gather, the operand of a reduction.
             largest = max((_elements(each) for each in args if _tensors([each])), default=0)
             if tensors:
                 dtype = str(tensors[0].dtype).removeprefix("torch.")
@@ -63,14 +64,15 @@ def _elements(value: Any) -> int:
     return sum(tensor.numel() for tensor in _tensors(value))
 
 
-def configuration(stage: int, precision: str, ranks: int, accumulation: int) -> dict[str, Any]:
+def configuration(stage: int, precision: str, ranks: int, accumulation: int, gradients: str) -> dict[str, Any]:
     values: dict[str, Any] = {
         "train_batch_size": PAIRS,
         "zero_optimization": {"stage": stage},
         "gradient_clipping": 1.0,
+        "communication_data_type": gradients,
     }
     values["train_micro_batch_size_per_gpu"] = PAIRS // (ranks * accumulation)
-    if stage == 3:  # parameters below the threshold stay whole: with DeepSpeed's 100,000 all of this small model
+    if stage == 3:  # smaller parameters are not partitioned; DeepSpeed's 100,000 would exclude this small model
         values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     if precision == "bf16":
         values["bf16"] = {"enabled": True}
@@ -80,7 +82,7 @@ def configuration(stage: int, precision: str, ranks: int, accumulation: int) -> 
 
 
 def serve(to: Connection, folder: Path, names: Sequence[str], rank: int, ranks: int, port: int) -> None:
-    """A rank: for each DeepSpeed file, sends the number of parameters and what :class:`Collectives` found in a step."""
+    """A rank: for each DeepSpeed file, sends the number of parameters and the :class:`Collectives` of a step."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)
@@ -89,8 +91,8 @@ def serve(to: Connection, folder: Path, names: Sequence[str], rank: int, ranks: 
 
 
 def measure(to: Connection, folder: Path, names: Sequence[str], ranks: int, device: torch.device) -> None:
-    from ppa_fast.training.loop import Trainer
-    from ppa_fast.training.plan import make_plan
+    from ppa_fast.training import preflight
+    from ppa_fast.training.trainer import Trainer
 
     for name in names:
         settings = Settings(
@@ -102,12 +104,12 @@ def measure(to: Connection, folder: Path, names: Sequence[str], ranks: int, devi
             queue_size=SIZE.queue,
             queue_warmup="random",
         )
-        trainer = Trainer(make_plan(settings, ranks), device)
+        trainer = Trainer(preflight.check(settings, ranks), device)
         for _ in range(WARM_UP):
             trainer.train_step().read()
         with Collectives() as collectives:
             trainer.train_step().read()
-        to.send((sum(shape.numel() for shape in trainer.masters.shapes.values()), collectives.found))
+        to.send((sum(shape.numel() for shape in trainer.training_step.masters.shapes.values()), collectives.found))
         torch.distributed.barrier()
         trainer.close()
 
@@ -118,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precisions", default="fp32,bf16")
     parser.add_argument("--accumulation", default="1,2")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--gradients", choices=("fp32", "bf16"), default="fp32", help="their type between ranks")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -127,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for precision in options.precisions.split(","):
                 for accumulation in map(int, options.accumulation.split(",")):
                     names.append(f"stage {stage} {precision} accumulation {accumulation}")
-                    values = configuration(stage, precision, options.ranks, accumulation)
+                    values = configuration(stage, precision, options.ranks, accumulation, options.gradients)
                     (folder / f"{names[-1]}.json").write_text(json.dumps(values), encoding="utf-8")
         context, port, pipes, running = multiprocessing.get_context("spawn"), distributed.free_port(), [], []
         for rank in range(options.ranks):
@@ -135,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = (send, folder, names, rank, options.ranks, port)
             running.append(context.Process(target=serve, args=arguments, daemon=True))
             running[-1].start()
-            send.close()  # so that the end of the process is the end of the pipe
+            send.close()  # so that the pipe closes when the process exits
             pipes.append(receive)
         for name in names:
             (parameters, found), *_ = [pipe.recv() for pipe in pipes]

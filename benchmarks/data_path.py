@@ -1,16 +1,16 @@
-"""How fast pairs come from a store to the step, and that the memory for it does not grow.
+"""Measures how fast pairs come from a store to the step, and whether the memory for it grows.
 
     python benchmarks/data_path.py [--json FILE] [--step-json ROWS.json] [--folder DIR] [--quick]
 
-loader   what the trainer does on the host for a global step (the sampler's draw, the packer, ``PairBatch``), and the
-         same with ``assemble``, which a GPU does for itself; one thread, file in the page cache
-cold     the loader on the large store, whose pages were dropped from the page cache before
-memory   private memory (RssAnon) of two ranks on a small and on a hundred times larger store: before it is opened (step
-         0), after the first steps and after the last
-ranks    CPU time of one rank's loader, by the number of ranks: every rank cuts the whole global step
-sampler  draws all over the order of ten billion pairs, and the most memory that they take
+loader   the work of the trainer on the host for a global step (the sampler's draw, the packer, ``PairBatch``), and the
+         same with ``assemble``, which runs on the GPU if there is one; one thread, file in the page cache
+cold     the loader on the large store, after its pages were dropped from the page cache
+memory   private memory (RssAnon) of two ranks on a small store and on one that is a hundred times larger: before the
+         store is opened (step 0), after the first steps and after the last step
+ranks    CPU time of the loader of one rank, by the number of ranks: every rank divides the complete global step
+sampler  draws spread over the order of ten billion pairs, and the most memory that they take
 
-The stores are generated in DIR, 3 GB at once at most, and removed. README.md here says what the JSON holds.
+The stores are generated in DIR, 3 GB at most at a time, and removed. README.md in this folder explains the JSON.
 """
 
 from __future__ import annotations
@@ -39,27 +39,25 @@ import torch
 from measuring import Cpu, commit, spread
 from report import number
 
-from ppa_fast.data import pack
-from ppa_fast.data.batch import Batches, PairBatch
-from ppa_fast.data.sampler import Sampler
-from ppa_fast.data.store import ROWS_PER_BATCH, SCHEMA, Store, StoreWriter, shard
-from ppa_fast.ops.assemble import Assembled, assemble
+from ppa_fast.data.loading import packing
+from ppa_fast.data.loading.batching import Batches, PairBatch
+from ppa_fast.data.loading.sampler import Sampler
+from ppa_fast.data.store.store import ROWS_PER_BATCH, SCHEMA, Store, StoreWriter, shard
+from ppa_fast.ops.assemble import AssembledBatch, assemble
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECIAL = {"pad": 0, "cls": 2, "sep": 3, "mask": 4}
 VOCABULARY, LONGEST, SPREAD = 119_547, 126, 0.5
 DRAWS: dict[str, Any] = {"seed": 7, "mask_probability": 0.15, "input_shuffling": True}
-MEDIANS = {"short": 8, "bitext": 24, "long": 64}  # tokens a sentence; 24 as in real bitext
+MEDIANS = {"short": 8, "bitext": 24, "long": 64}  # tokens per sentence; 24 is the median of real bitext
 MICRO_BATCH = 64
 RANKS = 2
-TARGET = 20  # times the fastest step
+TARGET = 20  # multiples of the fastest step
 
 
 def generate(path: Path, pairs: int, tokens: float, seed: int = 0) -> None:
-    """Writes a store of ``pairs`` pairs of random ids, every pair its own group, a record batch at a time.
-
-    Lengths are log-normal with median ``tokens`` and sigma 0.5, at least 1 and at most 126.
-    """
+    """Writes a store of ``pairs`` pairs of random ids, one record batch at a time. Every pair has its own group.
+    Lengths are log-normal with median ``tokens`` and sigma 0.5, from 1 to 126."""
     rng = np.random.default_rng(seed)
 
     def side(rows: int) -> pa.Array:
@@ -82,10 +80,10 @@ def loader(store: Store, batch: int, rank: int = 0, world_size: int = 1) -> Batc
     """The trainer's data path over a store."""
     micro = min(MICRO_BATCH, batch // world_size)
     sampler = Sampler(len(store), batch, DRAWS["seed"])
-    return Batches(pack.packer_for(store, **DRAWS), sampler, micro, rank, world_size)
+    return Batches(packing.packer_for(store, **DRAWS), sampler, micro, rank, world_size)
 
 
-def assembled(batch: PairBatch) -> Assembled:
+def assembled(batch: PairBatch) -> AssembledBatch:
     rows = (batch.a_tokens, batch.a_offsets, batch.b_tokens, batch.b_offsets, batch.pair_ids, batch.epochs)
     cls, sep, mask = (SPECIAL[name] for name in ("cls", "sep", "mask"))
     return assemble(*rows, batch.layout, cls=cls, sep=sep, mask=mask, vocab_size=VOCABULARY, **DRAWS)
@@ -95,7 +93,7 @@ def assembled(batch: PairBatch) -> Assembled:
 
 
 def loader_rows(folder: Path, pairs: int, sizes: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-    """For each length and batch; the batches take turns, each step reads pairs that were not read before."""
+    """Measures each length and batch. The batches run alternately, and each step reads new pairs."""
     rows = []
     for name, tokens in MEDIANS.items():
         generate(folder / name, pairs, tokens)
@@ -128,28 +126,24 @@ def loader_rows(folder: Path, pairs: int, sizes: Sequence[int], seconds: float) 
 
 
 def resident(file: Path) -> float:
-    """Share of a file's pages that are in the page cache.
-
-    Raises:
-        OSError: the kernel does not tell.
-    """
+    """Returns the share of a file's pages that are in the page cache. Raises OSError if Linux does not report it."""
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
         begin = ctypes.c_char.from_buffer(mapped)
         failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.byref(begin), ctypes.c_size_t(len(mapped)), pages)
-        del begin  # or the mapping could not be closed
+        del begin  # otherwise the mapping could not be closed
     if failed:
         raise OSError(ctypes.get_errno(), "mincore")
     return float((np.array(pages, np.uint8) & 1).mean())
 
 
 def cold_row(path: Path, batch: int, steps: int) -> dict[str, Any]:
-    """The loader's first steps, all of them together, on an open store whose pages were dropped from the page cache.
+    r"""Measures the loader's first steps on an open store whose pages were dropped from the page cache.
 
-    Opening makes the kernel read ahead, a large part of the file within milliseconds: so the pages are dropped after
-    it, again and again while reads are under way. ``resident``: the share of the file that was in the page cache at
-    the first step, ``resident_after``: after the last; ``major_faults``: how often a step waited for the disk. What
-    lies under the disk (a host's cache) is not known.
+    Opening makes Linux read ahead a large part of the file within milliseconds, so the pages are dropped after opening,
+    repeatedly while reads are in progress. ``resident``, ``resident_after``: the share of the file in the page cache at
+    the first and after the last step; ``major_faults``: how often a step waited for the disk. Caches below the disk,
+    such as those of a host, are not known.
     """
     batches = loader(Store.open(path), batch)
     for _ in range(20):
@@ -170,8 +164,8 @@ def cold_row(path: Path, batch: int, steps: int) -> dict[str, Any]:
 
 
 def ranks_row(path: Path, batch: int, world_size: int, steps: int) -> dict[str, Any]:
-    """What the loader of one of many ranks costs, in seconds of its thread's CPU: every rank cuts the whole global step
-    (``batch`` pairs) and gathers its own part. The least of ``steps``, after one to warm up."""
+    """Measures the loader of one of many ranks, in CPU seconds of its thread. Every rank divides the complete global
+    step (``batch`` pairs) and gathers its own part. The minimum of ``steps``, after one warm-up step."""
     batches = loader(Store.open(path), batch, 0, world_size)
     times = []
     for step in range(steps + 1):
@@ -185,13 +179,13 @@ def ranks_row(path: Path, batch: int, world_size: int, steps: int) -> dict[str, 
 
 
 def private_memory() -> int:
-    """Bytes of this process that no file backs (RssAnon)."""
+    """Returns the bytes of this process that no file backs (RssAnon)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith("RssAnon:")).split()[1]) * 1024
 
 
 def rank_memory(to: Connection, path: Path, rank: int, batch: int, marks: Sequence[int]) -> None:
-    """A rank: sends its private memory before it opens the store, and after as many steps as the marks say."""
+    """A rank: sends its private memory before it opens the store, and after each number of steps in the marks."""
     torch.set_num_threads(1)
     found = [private_memory()]
     batches = loader(Store.open(path), batch, rank, RANKS)
@@ -204,19 +198,16 @@ def rank_memory(to: Connection, path: Path, rank: int, batch: int, marks: Sequen
 
 
 def memory_by_steps(path: Path, batch: int, marks: Sequence[int]) -> list[int]:
-    """Private memory of :data:`RANKS` fresh processes together, in bytes: before they open the store, and after as many
-    steps as the marks (ascending) say, each reading its part of every step of ``batch`` pairs.
-
-    Raises:
-        EOFError: a process died.
-    """
+    """Returns the private memory of :data:`RANKS` new processes together, in bytes: before they open the store, and
+    after each number of steps in the marks (ascending). Each rank reads its part of every step of ``batch`` pairs.
+    Raises EOFError if a process exits early."""
     spawn = multiprocessing.get_context("spawn")
     running = []
     for rank in range(RANKS):
         receive, send = spawn.Pipe(duplex=False)
         process = spawn.Process(target=rank_memory, args=(send, path, rank, batch, marks))
         process.start()
-        send.close()  # so that the end of the process is the end of the pipe
+        send.close()  # so that the pipe closes when the process exits
         running.append((process, receive))
     found = [receive.recv() for _, receive in running]
     for process, _ in running:
@@ -232,7 +223,7 @@ def memory_row(path: Path, batch: int, marks: Sequence[int]) -> dict[str, Any]:
 
 
 def sampler_row(pairs: int, batch: int, draws: int) -> dict[str, Any]:
-    """Draws spread over an epoch: pairs/s, and the most bytes that a draw takes."""
+    """Measures draws spread over an epoch: pairs/s, and the maximum bytes of a draw."""
     sampler = Sampler(pairs, batch, DRAWS["seed"])
     draws = min(draws, pairs // batch)  # no step twice
     steps = np.linspace(0, pairs // batch - 1, draws).astype(np.int64)
@@ -257,11 +248,7 @@ def sampler_row(pairs: int, batch: int, draws: int) -> dict[str, Any]:
 
 
 def fastest_step(file: Path) -> float:
-    """The largest ``pairs_per_s`` of the rows that benchmarks/step.py wrote.
-
-    Raises:
-        ValueError: it is no such file.
-    """
+    """Returns the largest ``pairs_per_s`` of the rows of benchmarks/step.py. Raises ValueError for an invalid file."""
     try:
         return max(float(row["pairs_per_s"]) for row in json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -269,7 +256,7 @@ def fastest_step(file: Path) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A line a row, by part, in 120 columns."""
+    """Returns one line per row, by part, in 120 columns."""
     lines = [f"{'loader':<8}{'batch':>7}{'pairs/s':>12}{'+ assemble':>12}{'ms':>8}{'draw':>8}{'±%':>5}{'× step':>9}"]
     for row in (row for row in rows if row["part"] == "loader"):
         speeds = f"{row['pairs_per_s']:>12,.0f}{row['assembled_pairs_per_s']:>12,.0f}"
@@ -302,7 +289,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def targets(rows: Sequence[dict[str, Any]]) -> str:
-    """What the data path is asked for, as facts."""
+    """Returns the targets of the data path and the measured values."""
     facts = []
     ratios = {f"{row['sentences']}, batch {row['batch']:,}": row["times_step"] for row in rows if "times_step" in row}
     if all(ratios.values()):
@@ -313,39 +300,39 @@ def targets(rows: Sequence[dict[str, Any]]) -> str:
     more = last - list(small["private_bytes"].values())[-1]
     each = more / (large["pairs"] - small["pairs"]) / large["ranks"]
     facts.append(
-        f"private memory: {more / 1e6:+.1f} MB for the larger store ({each:.2f} bytes a pair on a rank), "
+        f"private memory: {more / 1e6:+.1f} MB for the larger store ({each:.2f} bytes per pair and rank), "
         f"{(last - first) / 1e6:+.1f} MB over its steps (target: +0)"
     )
     return "\n".join(facts)
 
 
 def run(folder: Path, quick: bool) -> list[dict[str, Any]]:
-    """Measures all parts, telling how far it is; returns the rows."""
+    """Measures all parts and prints the progress; returns the rows."""
     begin = time.monotonic()
 
-    def say(text: str) -> None:
+    def report(text: str) -> None:
         print(f"{time.monotonic() - begin:4.0f} s  {text}", flush=True)
 
     sizes, seconds = ([32, 128], 0.2) if quick else ([32, 256, 1024, 4096], 8.0)
     small, large = (2_000, 20_000) if quick else (100_000, 10_000_000)
     marks, batch = ((5, 20), 64) if quick else ((20, 200, 1000), 256)
     worlds = ((64, 4), (128, 8)) if quick else ((1024, 8), (8192, 64), (16_384, 64), (131_072, 512))
-    say("loader")
+    report("loader")
     rows = loader_rows(folder, small if quick else 5 * small, sizes, seconds)
     for pairs in (small, large):
-        say(f"generating {pairs:,} pairs")
+        report(f"generating {pairs:,} pairs")
         store = folder / f"store{pairs}"
         generate(store, pairs, MEDIANS["bitext"])
         if pairs == large:
-            say("cold")
+            report("cold")
             rows.append(cold_row(store, batch, marks[0]))
-        say("memory")
+        report("memory")
         rows.append(memory_row(store, batch, marks))
         if pairs == large:
-            say("ranks")
+            report("ranks")
             rows += [ranks_row(store, *sizes, steps=5) for sizes in worlds]
         shutil.rmtree(store)
-    say("sampler")
+    report("sampler")
     rows += [sampler_row(pairs, batch, 20 if quick else 1000) for pairs in (100_000, 10**10)]
     return rows
 
@@ -370,10 +357,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "torch": torch.__version__,
         "commit": commit(ROOT),
     }
-    about |= {"packer": "reference" if pack.WHY_NOT_NATIVE else "native", "step_pairs_per_s": fastest}
+    about |= {"packer": "reference" if packing.WHY_NOT_NATIVE else "native", "step_pairs_per_s": fastest}
     print(f"{about['device_name']} · 1 thread · torch {torch.__version__} · commit {(about['commit'] or '?')[:12]}")
-    if pack.WHY_NOT_NATIVE:
-        print(f"the packer is the NumPy one: {pack.WHY_NOT_NATIVE}")
+    if packing.WHY_NOT_NATIVE:
+        print(f"the packer is the NumPy one: {packing.WHY_NOT_NATIVE}")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         rows = run(Path(folder), options.quick)
     for row in rows:

@@ -1,19 +1,19 @@
-"""How fast the operations are: the floor, eager PyTorch, torch.compile and ours, by operation and shape.
+"""Measures the speed of the operations: the floor, eager PyTorch, torch.compile and ours, by operation and shape.
 
-    python benchmarks/kernels.py --device cpu|cuda [--json FILE] [--picture FILE.svg] [--ops ema_,infonce] [--quick]
+    python benchmarks/kernels.py --device cpu|cuda [--json FILE] [--picture FILE.svg] [--ops ema_,infonce]
+        [--no-compile] [--quick]
 
 The floor is the larger of two times: the fewest bytes that an operation can move (each input read once, each output
-written once) over the bandwidth, and its floating-point operations over the rate of a matrix product in its type; both
-ceilings are measured in the same run. The competitors take turns, so that noise hits all alike; each is called with
-cold caches and at once again with warm ones; ratios are medians over the rounds. Before it is timed, each result is
-compared with the truth, in fp64. README.md here says what the JSON holds.
+written once) over the bandwidth, and its floating-point operations over the rate of a matrix product in its type. Both
+ceilings are measured in the same run. The competitors are called alternately, so that noise affects all equally. Each
+is called with cold caches, and immediately again with warm caches. Ratios are medians over the rounds. Each result is
+compared with the correct result in fp64 before it is timed. README.md in this folder explains the JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import random
 import sys
 import tempfile
@@ -38,12 +38,13 @@ from measuring import (
     measure,
     relative,
     unequal,
+    write_rows,
 )
-from report import notes, picture, table, targets
+from report import ceilings, heading, notes, picture, table, targets
 from torch import Tensor
 
-from ppa_fast.data import pack
-from ppa_fast.data.store import FORMAT_VERSION, Store, StoreWriter, record_batch
+from ppa_fast.data.loading import packing
+from ppa_fast.data.store.store import FORMAT_VERSION, Store, StoreWriter, record_batch
 from ppa_fast.ops import library
 from ppa_fast.ops.assemble import assemble, layout
 from ppa_fast.ops.ema import ema_
@@ -54,17 +55,18 @@ from ppa_fast.ops.ring import enqueue
 
 ROOT = Path(__file__).resolve().parent.parent
 MOMENTUM, TEMPERATURE = 0.999, 0.05
-MBERT = 119_547  # its vocabulary
+MBERT = 119_547  # the vocabulary of mBERT
 PAD, UNK, CLS, SEP, MASK = range(5)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the cases are made for."""
+    """The parameters of the cases."""
 
     machine: Machine
     quick: bool
     full: bool
+    compile: bool
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +74,7 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the operations that run in low precision on a GPU."""
+        """The type of the operations that use low precision on a GPU."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def choose(self, cpu: list[Any], cuda: list[Any], quick: list[Any]) -> list[Any]:
@@ -87,11 +89,11 @@ class Setting:
         return torch.randint(below, (count,), generator=generator, device=self.device)
 
     def compiled(self, run: Callable[..., Any]) -> Callable[..., Any] | None:
-        return None if self.quick else torch.compile(run, dynamic=False)
+        return torch.compile(run, dynamic=False) if self.compile else None
 
 
 def sentences(count: int, shortest: int, longest: int, seed: int) -> list[list[int]]:
-    """Random ids above the special ones; lengths are uniform."""
+    """Random ids above the special ones, with uniform lengths."""
     rng = random.Random(seed)
     return [[rng.randrange(5, MBERT) for _ in range(rng.randint(shortest, longest))] for _ in range(count)]
 
@@ -111,13 +113,13 @@ def assemble_case(setting: Setting, pairs: int) -> Case:
     ids, epochs = torch.arange(pairs), torch.zeros(pairs, dtype=torch.int64)
     plan = layout(*bounds, ids, epochs, seed=7)
     inputs = [x.to(setting.device) for x in (flat[0], bounds[0], flat[1], bounds[1], ids, epochs)]
-    known = [x.to(setting.device) for x in (plan.query_cu_seqlens, plan.masked_cu_rows)]
-    plan = replace(plan, query_cu_seqlens=known[0], masked_cu_rows=known[1])
+    known = [x.to(setting.device) for x in (plan.query_cu_seqlens, plan.masked_offsets)]
+    plan = replace(plan, query_cu_seqlens=known[0], masked_offsets=known[1])
 
     def ours() -> list[Tensor]:
         out = assemble(*inputs, plan, seed=7, cls=CLS, sep=SEP, mask=MASK, vocab_size=MBERT)
         streams = [x for s in (out.query, out.key, out.tlm) for x in (s.tokens, s.cu_seqlens, s.positions)]
-        return [*streams, out.masked_rows, out.labels, out.swap]
+        return [*streams, out.masked_positions, out.labels, out.is_swapped]
 
     def reference() -> list[Tensor]:
         with library.using("reference"):
@@ -140,7 +142,7 @@ def assemble_case(setting: Setting, pairs: int) -> Case:
 
 
 def collators(device: torch.device, a: list[list[int]], b: list[list[int]], truth: list[Tensor]) -> Competitor:
-    """transformers' way to the same batches, with the same coins and masks of its own."""
+    """The collators of transformers for the same batches, with the same coins and random masks of their own."""
     from tokenizers import Tokenizer, models
     from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedTokenizerFast
 
@@ -161,7 +163,7 @@ def collators(device: torch.device, a: list[list[int]], b: list[list[int]], trut
         return [{name: x.to(device) for name, x in batch.items()} for batch in batches]
 
     def error(batches: list[dict[str, Tensor]]) -> float:
-        """Of the tokens before masking; as many must be masked as 15 % of them, about."""
+        """The error of the tokens before masking; about 15 % of them must be masked."""
         found = [batch["input_ids"] for batch in batches]
         labels = batches[2]["labels"]
         found[2] = torch.where(labels == -100, found[2], labels)
@@ -178,7 +180,7 @@ def collators(device: torch.device, a: list[list[int]], b: list[list[int]], trut
 
 
 class Queue:
-    """A full ring of K unit rows, with N pending ones, and N queries with their keys; some groups occur in both."""
+    """A full ring of K unit rows with N pending rows, and N queries with their keys; some groups occur in both."""
 
     def __init__(self, setting: Setting, n: int, k: int, dim: int) -> None:
         def unit(rows: int, seed: int) -> Tensor:
@@ -187,7 +189,7 @@ class Queue:
         self.query, self.key, self.ring = unit(n, 1), unit(n, 2), unit(k + n, 3)
         self.groups, self.ring_groups = setting.integers(4 * k, n, seed=4), setting.integers(4 * k, k + n, seed=5)
         self.state = torch.tensor([k, k, 0], device=setting.device)  # rows 0 … K − 1 are live
-        self.positions = torch.arange(n, device=setting.device)
+        self.step_indices = torch.arange(n, device=setting.device)
         self.ones = torch.ones(n, device=setting.device)
 
     def ours(self) -> tuple[Tensor, Tensor]:
@@ -200,7 +202,7 @@ class Queue:
 def plain_infonce(
     query: Tensor, key: Tensor, groups: Tensor, ring: Tensor, ring_groups: Tensor, live: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The formula, with N × R logits: loss and top-1. Products in the given type, the rest in fp32 (or fp64)."""
+    """The formula with N × R logits: loss and top-1. Products are in the given type, the rest in fp32 (or fp64)."""
     wide = torch.promote_types(query.dtype, torch.float32)
     positive = (query.to(wide) * key.to(wide)).sum(1, keepdim=True) / TEMPERATURE
     negatives = (query @ ring.T).to(wide) / TEMPERATURE
@@ -233,7 +235,14 @@ def infonce_case(setting: Setting, n: int, k: int, dim: int) -> Case:
     if compiled := setting.compiled(plain_infonce):
         competitors["compile"] = competitor(lambda: with_gradient(compiled, setting.dtype))
     competitors["ours"] = competitor(queue.ours)
-    once = (queue.query, queue.key, queue.groups, queue.ring, queue.ring_groups, queue.query)  # the last one for dq
+    once = (
+        queue.query,
+        queue.key,
+        queue.groups,
+        queue.ring,
+        queue.ring_groups,
+        queue.query,
+    )  # the last product is for dq
     size = sum(x.nbytes for x in once) + 4 * n
     shape = f"N={n} K={k:,} D={dim}"
     notes = ["forward, and backward to the query; eager: a product with the ring, fp32 softmax, autograd"]
@@ -252,7 +261,7 @@ def enqueue_case(setting: Setting, n: int, k: int, dim: int) -> Case:
         truth[0][k:], truth[1][k:] = queue.key, queue.groups
 
         def run() -> list[Tensor]:
-            write(queue.key, queue.groups, queue.positions, queue.ring, queue.ring_groups, queue.state)
+            write(queue.key, queue.groups, queue.step_indices, queue.ring, queue.ring_groups, queue.state)
             return [queue.ring, queue.ring_groups]
 
         return Competitor(run, lambda out: unequal(out, truth))
@@ -275,7 +284,7 @@ def masked_lm_loss_cases(setting: Setting) -> list[Callable[[], Case]]:
 
 
 def logits_case(setting: Setting, rows: int, vocabulary: int) -> Case:
-    """The kernel alone: loss and the logits' gradient, of logits without the bias."""
+    """Only the kernel: loss and gradient of logits without bias."""
     stride = -(-vocabulary // 64) * 64
     logits, bias = setting.normal(rows, stride, seed=1), setting.normal(stride, seed=2)
     logits, bias = (x.mul_(2).to(setting.dtype) for x in (logits, bias))
@@ -392,7 +401,7 @@ def pack_cases(setting: Setting) -> list[Callable[[], Case]]:
 def pack_case(pairs: int) -> Case:
     stored, special = 4 * pairs, {"cls": CLS, "sep": SEP, "mask": MASK, "pad": PAD}
     sides = [sentences(stored, 4, 20, seed) for seed in (1, 2)]
-    with tempfile.TemporaryDirectory() as folder:  # mapped, the rows stay
+    with tempfile.TemporaryDirectory() as folder:  # the mapped rows remain valid
         with StoreWriter(Path(folder)) as writer:
             writer.add(record_batch(*sides, list(range(stored)), 0))
             other = {"special_ids": special, "vocab_size": MBERT, "max_tokens": 20, "language_pairs": {}}
@@ -401,19 +410,19 @@ def pack_case(pairs: int) -> Case:
     rows, epochs = np.random.default_rng(0).permutation(stored)[:pairs], np.zeros(pairs, np.int64)
     parts = pairs // 256
 
-    def pack_all(packer: pack.Packer) -> list[Tensor]:
+    def pack_all(packer: packing.Packer) -> list[Tensor]:
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # NumPy has one; a few of its packer's steps are PyTorch's
+        torch.set_num_threads(1)  # NumPy uses one thread, but some steps of its packer use PyTorch
         step, buffers = packer.step(rows, epochs, parts), []
         for i in range(parts):
-            buffers.append(torch.empty(pack.Sizes(*step.sizes(i)).bytes, dtype=torch.uint8))
+            buffers.append(torch.empty(packing.Sizes(*step.sizes(i)).bytes, dtype=torch.uint8))
             step.fill(i, buffers[-1].numpy())
         torch.set_num_threads(threads)
         return buffers
 
     draws = (7, 0.15, True)
-    numpy = pack.ReferencePacker(store, *draws)
-    ours = numpy if pack.WHY_NOT_NATIVE else pack.native_packer(store, *draws, threads=1)
+    numpy = packing.ReferencePacker(store, *draws)
+    ours = numpy if packing.WHY_NOT_NATIVE else packing.native_packer(store, *draws, threads=1)
     truth = pack_all(numpy)
     competitors = {
         name: Competitor(functools.partial(pack_all, packer), lambda out: unequal(out, truth), host=True)
@@ -421,7 +430,7 @@ def pack_case(pairs: int) -> Case:
     }
     size = 2 * sum(x.nbytes for x in truth)
     notes = [f"{parts} micro-batches, on one thread; eager: the packer in NumPy"]
-    notes += [f"ours is the packer in NumPy too: {pack.WHY_NOT_NATIVE}"] if pack.WHY_NOT_NATIVE else []
+    notes += [f"ours is the packer in NumPy too: {packing.WHY_NOT_NATIVE}"] if packing.WHY_NOT_NATIVE else []
     shape = f"{pairs:,} pairs, short sentences"
     return Case("pack", shape, torch.int32, size, 0, competitors, exact=True, pairs=pairs, notes=notes)
 
@@ -439,13 +448,14 @@ CASES = {
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures the chosen operations, telling how far it is; returns the rows."""
+    """Measures the selected operations, and writes each row immediately; returns the rows."""
     machine = MACHINES[options.device](options.quick)
-    setting = Setting(machine, options.quick, options.full)
-    bandwidth = machine.bandwidth()
+    setting = Setting(machine, options.quick, options.full, options.compile)
+    bandwidth, rate = machine.bandwidth(), machine.rate(setting.dtype)
     about = {"device": options.device, "device_name": machine.name, "torch": torch.__version__, "commit": commit(ROOT)}
     about |= {"backend": library.backend(options.device), "threads": torch.get_num_threads()}
-    print(f"{heading(about)}\nbandwidth {bandwidth / 1e9:,.0f} GB/s", flush=True)
+    about |= {"ceilings": {"bytes_per_s": bandwidth, "flop_per_s": {NAMES[setting.dtype]: rate}}}
+    print(f"{heading(about)}\n{ceilings(about)}", flush=True)
     if reason := library.why_not_native(options.device):
         print(f"ours is the PyTorch reference: {reason}")
     rows, begin = [], time.monotonic()
@@ -456,34 +466,29 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 print(f"{time.monotonic() - begin:4.0f} s  {case.op} {case.shape}", flush=True)
                 row = measure(machine, case, bandwidth, options.seconds)
                 del case
-            except Exception as error:  # the others are measured all the same
+            except Exception as error:  # the other operations are still measured
                 row = failed(op, describe(error))
             rows.append(row | about)
+            write_rows(options.json, rows)
             torch._dynamo.reset()
-    for dtype, rate in machine.rates.items():
-        print(f"matrix product, {NAMES[dtype]}: {rate / 1e12:,.3g} TFLOP/s")
     return rows
 
 
 def failed(op: str, note: str) -> dict[str, Any]:
-    """The row of an operation that could not be measured."""
+    """Returns the row of an operation that could not be measured."""
     row: dict[str, Any] = {"op": op, "shape": "", "dtype": "", "floor_ms": None}
     row |= {f"{name}_ms": None for name in COMPETITORS} | {"peak_bytes": None, "error": None}
     return row | {"warm_ms": {}, "spread": {}, "ratio": {}, "warm_ratio": {}, "notes": [note]}
 
 
-def heading(about: dict[str, Any]) -> str:
-    threads = f" · {about['threads']} threads" if about["device"] == "cpu" else ""
-    return f"{about['device_name']}{threads} · torch {about['torch']} · commit {(about['commit'] or 'unknown')[:12]}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry; returns 1 where ours could not be measured: it failed, or was wrong."""
+    """Returns 1 if one of our operations failed or was wrong."""
     parser = argparse.ArgumentParser(description="Speed of the operations: see the head of this file.")
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--ops", default=",".join(CASES), help="some of %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, a list")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the rows there")
+    parser.add_argument("--no-compile", action="store_false", dest="compile", help="leave torch.compile out")
     parser.add_argument("--quick", action="store_true", help="small shapes, no torch.compile: does it run?")
     parser.add_argument("--full", action="store_true", help="ema_ on 178 M parameters on a CPU too (6 GB of memory)")
     parser.add_argument("--seconds", type=float, help="that a row is timed for (default 5; with --quick 0.5)")
@@ -494,11 +499,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device")
     options.seconds = options.seconds or (0.5 if options.quick else 5.0)
+    options.compile &= not options.quick
 
     rows = run(options)
     print(f"\n{table(rows)}\n\n{notes(rows)}\n\n{targets(rows)}")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if options.picture:
         options.picture.write_text(picture(rows, heading(rows[0])), encoding="utf-8")
     return 0 if all(row["ours_ms"] for row in rows) else 1

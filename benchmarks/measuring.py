@@ -1,14 +1,18 @@
-"""How the benchmarks measure: two kinds of machine, each with its clock, memory and ceilings; competitors in turns."""
+"""Measurement: two kinds of machines, each with its clock, memory and ceilings; competitors run alternately."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+import json
 import math
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -18,54 +22,70 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppa_fast.errors import UserError
+from ppa_fast.files import write_text
+
 Run = Callable[[], Any]
 
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "int32"}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "int32"}
 COMPETITORS = ("eager", "compile", "ours")
 
 
+def exit_status(work: Run) -> int:
+    """Runs the work of a benchmark; returns 0, or 2 after one line on stderr for input that cannot be used."""
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 class Machine:
-    """What a measurement needs of a device."""
+    """The measurements of a device."""
 
     device: torch.device
     name: str
-    counts_device = False  # peak() is of the device's memory, not the host's
+    counts_device = False  # peak() measures the memory of the device, not of the host
     matrix: int  # rows of the square matrices whose product gives the arithmetic ceiling
 
     def __init__(self) -> None:
         self.rates: dict[torch.dtype, float] = {}
 
     def warm_up(self, run: Run) -> None:
-        """Before :meth:`times` of this call."""
+        """Must run before :meth:`times` of this call."""
         raise NotImplementedError
 
     def times(self, run: Run, host: bool) -> tuple[float, float]:
-        """Seconds of one call with cold caches, and of the next, with warm ones.
-
-        ``host``: the host's work counts too, where the device's alone is timed otherwise.
-        """
+        """Seconds of one call with cold caches, and of the next, with warm caches. ``host``: includes the work of the
+        host, on devices where only the device is timed otherwise."""
         raise NotImplementedError
 
     def once(self, run: Run) -> float:
-        """Seconds of a call, as the ceilings want them."""
+        """Seconds of a call, for the ceilings."""
         raise NotImplementedError
 
     def latency(self, run: Run) -> float | None:
-        """Seconds from a call on an idle device until its work is done; None where :meth:`times` says the same."""
+        """Seconds from a call on an idle device until its work is complete; None if :meth:`times` measures the same."""
         return None
 
     def replayed(self, run: Run) -> float | None:
-        """Seconds of a call in a CUDA graph of many, with warm caches; None where it cannot be captured."""
+        """Seconds of a call in a CUDA graph of many calls, with warm caches; None if it cannot be captured."""
         return None
 
     @staticmethod
     def held() -> int | None:
-        """Bytes held now; None: not known."""
+        """Bytes allocated now; None if unknown."""
         raise NotImplementedError
 
     @staticmethod
     def peak(run: Run) -> int | None:
-        """Bytes that a call holds at its worst, results included, beyond what was held before; None: not known."""
+        """Peak bytes of a call, results included, beyond those allocated before; None if unknown."""
+        raise NotImplementedError
+
+    @staticmethod
+    def release() -> None:
+        """Returns unused memory to the system."""
         raise NotImplementedError
 
     def bandwidth(self) -> float:
@@ -81,22 +101,22 @@ class Machine:
 
 
 class Cpu(Machine):
-    """Times by the wall clock; memory is the process's resident pages, right to 0.1 MB."""
+    """Uses the wall clock; memory is the resident pages of the process, accurate to 0.1 MB."""
 
     device = torch.device("cpu")
 
     def __init__(self, quick: bool) -> None:
         super().__init__()
-        self.name = _processor()
+        self.name = processor()
         self.matrix = 512 if quick else 2048
         self._copied = 2**25 if quick else 2**28
-        self._flushed = torch.ones(_last_level_cache() // 4 * (1 if quick else 4))  # zeros could be one page, repeated
+        self._flushed = torch.ones(_last_level_cache() // 4 * (1 if quick else 4))  # zeros could all be in one page
 
     def warm_up(self, run: Run) -> None:
         run()
 
     def times(self, run: Run, host: bool) -> tuple[float, float]:
-        self._flushed.sum()  # read, not written: nobody is charged for writing it back
+        self._flushed.sum()  # read and not written, so that no call has to write it back
         return _wall(run), _wall(run)
 
     def once(self, run: Run) -> float:
@@ -104,24 +124,30 @@ class Cpu(Machine):
 
     @staticmethod
     def held() -> int | None:
+        Cpu.release()  # freed memory of the process would hide the memory of a call
         try:
-            ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still has would hide what a call takes
             return _status("VmRSS")
-        except (OSError, AttributeError, KeyError):
+        except (OSError, KeyError):
             return None
+
+    @staticmethod
+    def release() -> None:
+        gc.collect()
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     @staticmethod
     def peak(run: Run) -> int | None:
         before = Cpu.held()
         try:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark
         except OSError:
             before = None
         run()
         return None if before is None else max(0, _status("VmHWM") - before)
 
     def bandwidth(self) -> float:
-        """Of a copy, or in place where that is more: a CPU reads a line before it writes it elsewhere."""
+        """The bandwidth of a copy, or of an update in place if higher: a CPU reads a cache line before it writes it."""
         source = torch.ones(self._copied // 4)
         target = torch.empty_like(source)
         runs: list[Run] = [lambda: target.copy_(source), lambda: source.mul_(1.0)]
@@ -129,10 +155,10 @@ class Cpu(Machine):
 
 
 class Cuda(Machine):
-    """Times by events; memory is what torch's allocator counts.
+    r"""Uses CUDA events; memory is that of torch's allocator.
 
-    A call is queued behind reads of a buffer that empty the second-level cache, as many as the host needs time to issue
-    it: the events then time the device and not the launches, which :meth:`latency` has.
+    A call is queued behind reads of a buffer that empty the L2 cache, as many as the host needs time to issue it. The
+    events then time the device and not the launches, which :meth:`latency` includes.
     """
 
     device = torch.device("cuda")
@@ -144,7 +170,9 @@ class Cuda(Machine):
         self.matrix, self._copied = (2048, 2**28) if quick else (8192, 2**32)
         cache = torch.cuda.get_device_properties(0).L2_cache_size
         self._flushed = torch.ones(max(4 * cache, 2**30) // 4, device=self.device)
-        self._flush = min(self.once(self._flushed.sum) for _ in range(1000))  # half a second: the clocks rise
+        self._flush = min(
+            self.once(self._flushed.sum) for _ in range(1000)
+        )  # half a second, until the clock frequencies have risen
         self._issue: dict[Run, float] = {}
 
     def warm_up(self, run: Run) -> None:
@@ -201,6 +229,11 @@ class Cuda(Machine):
         return torch.cuda.memory_allocated()
 
     @staticmethod
+    def release() -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    @staticmethod
     def peak(run: Run) -> int:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -210,7 +243,7 @@ class Cuda(Machine):
         return torch.cuda.max_memory_allocated() - before
 
     def bandwidth(self) -> float:
-        """Of a copy."""
+        """The bandwidth of a copy."""
         source = torch.ones(self._copied // 4, device=self.device)
         target = torch.empty_like(source)
         return 2 * self._copied / min(self.once(lambda: target.copy_(source)) for _ in range(10))
@@ -225,7 +258,8 @@ def _wall(run: Run) -> float:
     return time.perf_counter() - begin
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -234,40 +268,40 @@ def _processor() -> str:
 
 
 def _last_level_cache() -> int:
-    """Bytes; 32 MB where the kernel does not tell."""
+    """Returns bytes; 32 MB if Linux does not report it."""
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     units = {"K": 2**10, "M": 2**20}
     return max([int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units] or [2**25])
 
 
 def _status(key: str) -> int:
-    """Bytes that /proc/self/status has under this key."""
+    """Returns the bytes of this key of /proc/self/status."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(dict(line.split(":", 1) for line in lines)[key].split()[0]) * 1024
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """``run`` does all the work and returns what came out; ``error`` compares that with the truth."""
+    """``run`` does the complete work and returns the results; ``error`` compares them with the correct ones."""
 
     run: Run
     error: Callable[[Any], float]
-    host: bool = False  # timed by the wall clock on CUDA too: most of its work is the host's
+    host: bool = False  # timed by the wall clock on CUDA too, because it runs mostly on the host
 
 
 @dataclass
 class Case:
-    """One row to be: an operation at a shape. ``bytes`` and ``flop`` are the least that it takes."""
+    """The definition of a row: an operation with a shape. ``bytes`` and ``flop`` are the minimum."""
 
     op: str
     shape: str
     dtype: torch.dtype
     bytes: int
     flop: int
-    competitors: dict[str, Competitor]  # COMPETITORS, or some; "reference" where eager is another
-    exact: bool = False  # every bit is given
-    smaller: Run | None = None  # ours at a quarter of the size that its memory must not depend on
-    pairs: int | None = None  # whose number a second is of interest
+    competitors: dict[str, Competitor]  # all or some of COMPETITORS; "reference" if eager is not the reference
+    exact: bool = False  # the result is exact
+    smaller: Run | None = None  # our peak memory at a quarter of the size, which it must not depend on
+    pairs: int | None = None  # items of which the number per second is reported
     notes: list[str] = field(default_factory=list)
 
 
@@ -278,7 +312,7 @@ def relative(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
 
 
 def unequal(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """The largest share of elements that differ, of several tensors; 1 for another shape."""
+    """The largest share of different elements of several tensors; 1 for another shape."""
     pairs = list(zip(found, truth, strict=True))
     if any(f.shape != t.shape for f, t in pairs):
         return 1.0
@@ -286,16 +320,17 @@ def unequal(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
 
 
 def measure(machine: Machine, case: Case, bandwidth: float, seconds: float) -> dict[str, Any]:
-    """Checks and times a case's competitors; one that fails, or is wrong, stays out, and the notes say why."""
+    """Checks and times the competitors of a case. One that fails or is wrong is left out, and the notes give the
+    reason."""
     errors, notes = {}, list(case.notes)
     for name, competitor in case.competitors.items():
         try:
             errors[name] = competitor.error(competitor.run())
-        except Exception as error:  # torch.compile's are of many kinds
+        except Exception as error:  # torch.compile raises errors of many types
             notes.append(f"{name} failed: {describe(error)}")
     fit = {}
     for name, error in errors.items():
-        # The project's rule: against plain PyTorch in the same precision (which is not to be far off either).
+        # The project's rule compares with plain PyTorch in the same precision, which must be accurate too.
         allowed = 0.0 if case.exact else min(0.05, 3 * errors.get("eager", 0.01)) + 1e-5
         if error <= allowed:
             fit[name] = case.competitors[name]
@@ -309,7 +344,7 @@ def measure(machine: Machine, case: Case, bandwidth: float, seconds: float) -> d
     while fit and (rounds < 3 or (rounds < 200 and time.perf_counter() - begin < seconds)):
         for name in order:
             times[name].append(machine.times(fit[name].run, fit[name].host))
-        order.append(order.pop(0))  # nobody always follows the same one
+        order.append(order.pop(0))  # so that no competitor always follows the same one
         rounds += 1
     cold = {name: [1e3 * first for first, _ in both] for name, both in times.items()}
     warm = {name: [1e3 * second for _, second in both] for name, both in times.items()}
@@ -323,7 +358,7 @@ def measure(machine: Machine, case: Case, bandwidth: float, seconds: float) -> d
     row |= {"warm_ms": {name: median(x) for name, x in warm.items()}}
     row |= {"spread": {name: spread(x) for name, x in cold.items()}}
     row |= {"ratio": ratios(cold), "warm_ratio": ratios(warm), "peaks": peaks, "errors": errors, "rounds": rounds}
-    row |= {"bytes": case.bytes, "flop": case.flop, "bytes_per_s": bandwidth, "flop_per_s": rate, "notes": notes}
+    row |= {"bytes": case.bytes, "flop": case.flop, "notes": notes}
     if "reference" in cold:
         row["reference_ms"] = median(cold["reference"])
     if "ours" in fit:
@@ -336,7 +371,7 @@ def measure(machine: Machine, case: Case, bandwidth: float, seconds: float) -> d
 
 
 def describe(error: Exception) -> str:
-    """A line of what went wrong."""
+    """Returns a one-line description of an error."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 
 
@@ -347,7 +382,7 @@ def spread(times: Sequence[float]) -> float:
 
 
 def ratios(times: dict[str, list[float]]) -> dict[str, float]:
-    """Of each competitor: the median over the rounds of its time over ours."""
+    """For each competitor, the median over the rounds of its time over ours."""
     ours = times.get("ours", [])
     others = {name: x for name, x in times.items() if name != "ours" and ours}
     return {name: median(a / b for a, b in zip(x, ours, strict=True)) for name, x in others.items()}
@@ -357,8 +392,15 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else 1e3 * seconds
 
 
+def write_rows(path: Path | None, rows: Sequence[dict[str, Any]]) -> None:
+    """Replaces the JSON file at ``path`` atomically (None: no file). Raises UserError, naming the file, if it cannot be
+    written."""
+    if path:
+        write_text(path, json.dumps(rows, indent=1) + "\n")
+
+
 def commit(root: Path) -> str | None:
-    """PPA_FAST_COMMIT, else what git says, with ``-dirty`` where tracked files are changed; None: nobody knows."""
+    """PPA_FAST_COMMIT, else the commit of git, with ``-dirty`` if tracked files are changed; None if unknown."""
     if named := os.environ.get("PPA_FAST_COMMIT"):
         return named
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]

@@ -1,16 +1,16 @@
-"""How fast text becomes a store, and that the memory for it does not grow.
+"""Measures how fast text becomes a store, and whether the memory for it grows.
 
     python benchmarks/prepare.py [--pairs N] [--rounds N] [--memory-pairs N ...] [--workers N]
                                  [--text SPEC --tokenizer NAME] [--json FILE] [--folder DIR]
 
-speed   pairs/s of ``prepare``, from the text files to the finished store, the loading of the tokenizer and the start of
-        the processes included, and of ``Tokenizer.encode_batch`` on the same texts, which are in memory and whose ids
-        are left where they are, on as many cores; in turns, each round's ratio, and that of the CPU time, which other
-        work on the machine changes less
-memory  the most private memory (RssAnon) that prepare and its processes have together, on corpora of several sizes
+speed   pairs/s of ``prepare``, from the text files to the complete store, with loading the tokenizer and starting the
+        processes; and of ``Tokenizer.encode_batch`` on the same texts in memory, without storing the ids, on the same
+        number of cores. The two run alternately. Each round gives the ratio of the times, and the ratio of the CPU
+        times, which depends less on other work on the machine.
+memory  the largest private memory (RssAnon) of prepare and its processes together, on corpora of several sizes
 
-The text is made of random words in DIR and removed: sentences of log-normal length, median 16 words; 20 million pairs
-take 6 GB, most of it the store. SPEC is a ``--pairs`` argument, with which the tokenizer is needed too.
+The text consists of random words. It is written to DIR, and removed. Sentence lengths are log-normal with median 16
+words; 20 million pairs take 6 GB, mostly for the store. SPEC is a ``--pairs`` argument; it also needs --tokenizer.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ import numpy as np
 from measuring import commit
 
 WORDS, MEDIAN_WORDS, SPREAD = 20_000, 16, 0.5
-BLOCK = 50_000  # pairs that are made; larger corpora repeat them
+BLOCK = 50_000  # generated pairs; larger corpora repeat them
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS_A_CALL = 10_000  # of encode_batch: 100 MB of results at once
+TEXTS_A_CALL = 10_000  # per call of encode_batch, whose results take 100 MB
 TARGET_RATIO, TARGET_BYTES = 0.85, 1.5e9
 
-PREPARE = "from ppa_fast.data.prepare import prepare; prepare([{spec!r}], {tokenizer!r}, {out!r}, workers={workers})"
+PREPARE = (
+    "from ppa_fast.data.store.prepare import prepare; prepare([{spec!r}], {tokenizer!r}, {out!r}, workers={workers})"
+)
 
 
 def sentences(seed: int, count: int) -> list[str]:
-    """Random words of 2 to 12 letters, frequent and rare ones as in text (Zipf)."""
+    """Random words of 2 to 12 letters, with the frequencies of text (Zipf)."""
     rng = random.Random(seed)
     letters = "eeeettaaooiinnsshhrrddlucmfwygpbvkäöüé"
     words = ["".join(rng.choices(letters, k=rng.randint(2, 12))) for _ in range(WORDS)]
@@ -54,7 +56,7 @@ def sentences(seed: int, count: int) -> list[str]:
 
 
 def write_text(folder: Path, pairs: int, packed: bool) -> str:
-    """Writes a corpus, with gzip if ``packed``; returns its specification."""
+    """Writes a corpus, compressed with gzip if ``packed``; returns its specification."""
     paths = [folder / f"text.{code}{'.gz' * packed}" for code in ("en", "de")]
     for seed, path in enumerate(paths):
         lines = [f"{line}\n".encode() for line in sentences(seed, min(pairs, BLOCK))]
@@ -69,7 +71,7 @@ def write_text(folder: Path, pairs: int, packed: bool) -> str:
 
 
 def train_tokenizer(folder: Path) -> str:
-    from ppa_fast.data.wordpiece import train_wordpiece
+    from ppa_fast.data.store.wordpiece import train_wordpiece
 
     for seed in (0, 1):
         (folder / f"vocabulary.{seed}").write_text("\n".join(sentences(seed, 5_000)), encoding="utf-8")
@@ -78,9 +80,9 @@ def train_tokenizer(folder: Path) -> str:
 
 
 def speed_row(spec: str, tokenizer: str, folder: Path, workers: int, rounds: int) -> dict[str, Any]:
-    from ppa_fast.data.corpus import Pair, parse_pairs
-    from ppa_fast.data.encode import load_tokenizer
-    from ppa_fast.data.prepare import prepare
+    from ppa_fast.data.reading.corpus import Pair, parse_pairs
+    from ppa_fast.data.store.prepare import prepare
+    from ppa_fast.data.store.tokenize import load_tokenizer
 
     pairs = [item for item in parse_pairs(spec).read() if isinstance(item, Pair)]
     sides = [[pair[side] for pair in pairs] for side in (0, 1)]
@@ -96,7 +98,9 @@ def speed_row(spec: str, tokenizer: str, folder: Path, workers: int, rounds: int
         shutil.rmtree(folder / "store")
 
     backend.encode_batch(sides[0][:TEXTS_A_CALL])  # starts the threads
-    times = np.array([(*seconds(encode), *seconds(prepared)) for _ in range(rounds)])  # wall, CPU; wall, CPU
+    times = np.array(
+        [(*seconds(encode), *seconds(prepared)) for _ in range(rounds)]
+    )  # wall, CPU (prepare); wall, CPU (encode_batch)
     rates, ratios = len(pairs) / np.median(times, 0), times[:, :2] / times[:, 2:]
     row = {"part": "speed", "pairs": len(pairs), "workers": workers, "rounds": rounds}
     row |= {"encode_batch_pairs_per_s": rates[0], "prepare_pairs_per_s": rates[2]}
@@ -105,7 +109,7 @@ def speed_row(spec: str, tokenizer: str, folder: Path, workers: int, rounds: int
 
 
 def seconds(run: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of a call by the wall clock, and of the CPU of this process and of those that ended meanwhile."""
+    """Seconds of a call by the wall clock, and CPU seconds of this process and of its finished child processes."""
     wall, before = time.perf_counter(), os.times()
     run()
     after = os.times()
@@ -113,14 +117,14 @@ def seconds(run: Callable[[], None]) -> tuple[float, float]:
 
 
 def private_bytes(root: int) -> int:
-    """RssAnon of a process and of all that it started, together."""
+    """RssAnon of a process and all its descendants together."""
     parents: dict[int, int] = {}
     sizes: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 status = dict(line.split(":", 1) for line in (entry / "status").read_text("utf-8").splitlines())
-            except (OSError, ValueError):  # it ended meanwhile
+            except (OSError, ValueError):  # the process has exited
                 continue
             parents[int(entry.name)] = int(status["PPid"])
             sizes[int(entry.name)] = int(status.get("RssAnon", "0").split()[0]) * 1024

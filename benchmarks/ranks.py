@@ -1,93 +1,119 @@
-"""The trainer's own step, under DeepSpeed, in ranks of its own that step.py asks for a step at a time."""
+"""The trainer's own step under DeepSpeed, in separate ranks that step.py controls step by step."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
+import shutil
+import tempfile
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import MACHINES
+from profiling import profiled
 from steps import DIM, LEARNING_RATE, MOMENTUM, SEED, TEMPERATURE, Figures, Job, Step, set_dropout
 
 from ppa_fast.settings import Settings
-from ppa_fast.training import distributed
-from ppa_fast.training.loop import Trainer
-from ppa_fast.training.plan import make_plan
+from ppa_fast.training import distributed, preflight
+from ppa_fast.training.trainer import Trainer
 
 START_SECONDS, STEP_SECONDS = 300, 300
 
 
-class Ranks(Step):
-    """``world_size`` processes, each with an equal part of the job's pairs; ZeRO-1 in bf16, no ZeRO in fp32."""
+def deepspeed_config(job: Job, micro_batch: int) -> dict[str, Any]:
+    """ZeRO-1 with fp32 gradients for bf16 weights; no ZeRO for fp32 weights."""
+    config: dict[str, Any] = {"train_batch_size": job.pairs, "train_micro_batch_size_per_gpu": micro_batch}
+    config |= {"gradient_clipping": 1.0, "zero_optimization": {"stage": 0}}
+    if job.dtype == torch.bfloat16:
+        # The default, bf16, rounds the gradients before Adam, even on one rank.
+        config |= {"bf16": {"enabled": True}, "communication_data_type": "fp32"}
+        config |= {"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 1}}
+    return config
 
-    def __init__(self, job: Job, world_size: int) -> None:
+
+class Ranks(Step):
+    """``world_size`` processes, each with an equal part of the job's pairs in micro-batches of ``micro_batch``. The
+    processes start immediately; the first call waits until they are ready."""
+
+    def __init__(self, job: Job, world_size: int, micro_batch: int) -> None:
         self.job = job
-        config: dict[str, Any] = {"train_batch_size": job.pairs, "gradient_clipping": 1.0}
-        config |= {"train_micro_batch_size_per_gpu": job.pairs // world_size, "zero_optimization": {"stage": 0}}
-        if job.dtype == torch.bfloat16:
-            config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-            config["zero_optimization"] = {"stage": 1}
-        (job.folder / "deepspeed.json").write_text(json.dumps(config), encoding="utf-8")
+        self._folder = Path(tempfile.mkdtemp(prefix="ranks-", dir=job.folder))
+        config = deepspeed_config(job, micro_batch)
+        (self._folder / "deepspeed.json").write_text(json.dumps(config), encoding="utf-8")
         port = distributed.free_port()
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, job, rank, world_size, port), daemon=True)
+            arguments = (theirs, job, self._folder, rank, world_size, port)
+            process = context.Process(target=_run_rank, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        self._hear(START_SECONDS)
+        self._ready = False
 
-    def _hear(self, seconds: float) -> list[Any]:
+    def _receive(self, seconds: float) -> list[Any]:
         heard = []
         for pipe in self._pipes:
             if not pipe.poll(seconds):
-                raise TimeoutError(f"a rank said nothing for {seconds:.0f} s")
+                raise TimeoutError(f"a rank did not answer within {seconds:.0f} s")
             heard.append(pipe.recv())
         for answer in heard:
             if isinstance(answer, str):
                 raise RuntimeError(answer)
         return heard
 
-    def _ask(self, what: str, argument: float = 0.0) -> list[Any]:
+    def _request(self, what: str, argument: float = 0.0) -> list[Any]:
+        if not self._ready:
+            self._receive(START_SECONDS)
+            self._ready = True
         for pipe in self._pipes:
             pipe.send((what, argument))
-        return self._hear(STEP_SECONDS)
+        return self._receive(STEP_SECONDS)
 
     def __call__(self) -> Figures:
-        figures: Figures = self._ask("step")[0]
+        figures: Figures = self._request("step")[0]
         return figures
 
     def set_dropout(self, share: float) -> None:
-        self._ask("dropout", share)
+        self._request("dropout", share)
 
-    def peak(self) -> int | None:
-        """Bytes that all ranks hold at their worst in a step."""
-        peaks = self._ask("peak")
+    def at(self, number: int) -> Figures:
+        figures: Figures = self._request("at", number)[0]
+        return figures
+
+    def peak(self, number: int) -> int | None:
+        """Peak bytes of all ranks together in step ``number``, which is an extra step."""
+        peaks = self._request("peak", number)
         return None if None in peaks else sum(peaks)
+
+    def profile(self, count: int) -> dict[str, Any]:
+        """Profiles the device of the first rank in the next ``count`` steps, see ``profiling.profiled``."""
+        profile: dict[str, Any] = self._request("profile", count)[0]
+        return profile
 
     def close(self) -> None:
         for pipe in self._pipes:
-            pipe.close()  # which ends its rank
+            pipe.close()  # the rank exits
         for process in self._processes:
             process.join(30)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _serve(pipe: Connection, job: Job, rank: int, world_size: int, port: int) -> None:
-    """A rank. An answer that is text is an error."""
+def _run_rank(pipe: Connection, job: Job, folder: Path, rank: int, world_size: int, port: int) -> None:
+    """Runs a rank. An answer that is a string is an error."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         with distributed.started() as device:
             before = MACHINES[device.type].held()
-            trainer = _trainer(replace(job, device=device), world_size)
+            trainer = _trainer(replace(job, device=device), folder, world_size)
             pipe.send({})
             _answer(pipe, trainer, before)
             trainer.close()
@@ -96,34 +122,51 @@ def _serve(pipe: Connection, job: Job, rank: int, world_size: int, port: int) ->
 
 
 def _answer(pipe: Connection, trainer: Trainer, before: int | None) -> None:
-    """Answers until the pipe is closed."""
+    """Answers requests until the pipe is closed."""
     while True:
         try:
             what, argument = pipe.recv()
         except EOFError:
             return
         if what == "dropout":
-            set_dropout(trainer.engine.module, argument)
+            set_dropout(trainer.training_step.engine.module, argument)
             pipe.send({})
         elif what == "step":
-            figures = trainer.train_step().read()
-            pipe.send({name: figures[name] for name in ("loss_tlm", "loss_moco", "grad_norm")})
+            pipe.send(_figures(trainer))
+        elif what == "at":
+            pipe.send(_run_step(trainer, int(argument)))
+        elif what == "profile":
+            pipe.send(profiled(trainer.device, int(argument), lambda: _figures(trainer)))
         else:
-            pipe.send(_peak(trainer, before))
+            pipe.send(_peak(trainer, before, int(argument)))
 
 
-def _peak(trainer: Trainer, before: int | None) -> int | None:
+def _figures(trainer: Trainer) -> dict[str, float]:
+    """Runs the next step."""
+    figures = trainer.train_step().read()
+    return {name: figures[name] for name in ("loss_tlm", "loss_moco", "grad_norm")}
+
+
+def _run_step(trainer: Trainer, number: int) -> dict[str, float]:
+    """Runs step ``number`` without changing which step is next."""
+    following, trainer.state.step = trainer.state.step, number
+    figures = _figures(trainer)
+    trainer.state.step = following
+    return figures
+
+
+def _peak(trainer: Trainer, before: int | None, number: int) -> int | None:
     machine = MACHINES[trainer.device.type]
-    held, extra = machine.held(), machine.peak(lambda: trainer.train_step().read())
+    held, extra = machine.held(), machine.peak(lambda: _run_step(trainer, number))
     return None if before is None or held is None or extra is None else max(0, held - before) + extra
 
 
-def _trainer(job: Job, world_size: int) -> Trainer:
+def _trainer(job: Job, folder: Path, world_size: int) -> Trainer:
     settings = Settings(
         model=str(job.folder / "model"),
         data=str(job.folder / "store"),
-        output=str(job.folder / "run"),
-        deepspeed_config=str(job.folder / "deepspeed.json"),
+        output=str(folder / "run"),
+        deepspeed_config=str(folder / "deepspeed.json"),
         seed=SEED,
         steps=10**6,
         learning_rate=LEARNING_RATE,
@@ -135,4 +178,4 @@ def _trainer(job: Job, world_size: int) -> Trainer:
         queue_warmup="random",
         momentum=MOMENTUM,
     )
-    return Trainer(make_plan(settings, world_size), job.device)
+    return Trainer(preflight.check(settings, world_size), job.device)

@@ -1,11 +1,11 @@
-"""The whole job on real parallel text, from TSV files to an aligned encoder, with the commands that a user types.
+"""Runs the complete job on real parallel text, from TSV files to an aligned encoder, with the public commands.
 
     python benchmarks/real_text.py DATA_DIR --out runs/real_text
 
-reads ``DATA_DIR/nli/multinli.<code>.tsv`` (a header, then premise, hypothesis, label; row i of every file is the same
-example) and ``DATA_DIR/tatoeba/tatoeba.<l3>-eng.{<l3>,eng}``. A small BERT is trained from random weights on English
-with each other language; retrieval is scored before and after on held-out rows and on Tatoeba, by language. The text,
-the models, ``result.json`` and ``report.html`` are in the output folder. Within 30 minutes on 2 cores.
+It reads ``DATA_DIR/nli/multinli.<code>.tsv`` (a header, then premise, hypothesis, label; row i of every file is the
+same example) and ``DATA_DIR/tatoeba/tatoeba.<l3>-eng.{<l3>,eng}``. It trains a small BERT from random weights on
+English with each other language. Retrieval is scored before and after on held-out rows and on Tatoeba, by language. The
+output folder has the text, the models, ``result.json`` and ``report.html``. It takes less than 30 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -14,47 +14,49 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from measuring import exit_status
+
+from ppa_fast.data.store.wordpiece import train_wordpiece
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation.retrieval import format_table
+from ppa_fast.model.initialise import init_model
+from ppa_fast.tasks.retrieval import format_table
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parent.parent))
 CONFIG = ROOT / "ds_configs" / "demo_cpu.json"
-# Tatoeba calls the languages by their ISO 639-3 codes.
+# Tatoeba names the languages by ISO 639-3 codes.
 ISO_639_3 = {"ar": "ara", "de": "deu", "es": "spa", "fr": "fra", "sw": "swh", "tr": "tur", "ur": "urd", "vi": "vie"}
 ISO_639_3["zh"] = "cmn"
-EVALUATIONS = 5  # while training, for the report
-CANDIDATES = 1000  # held-out pairs a language at most, as many as Tatoeba has
+EVALUATIONS = 5  # during training, for the report
+CANDIDATES = 1000  # maximum held-out pairs per language, as in Tatoeba
 SIZES = {"rows": 11_000, "vocab-size": 20_000, "max-tokens": 48, "layers": 2, "hidden": 128, "steps": 1300, "seed": 0}
-# For a small encoder from random weights; a pretrained one wants others. Its keys drift fast at first: with momentum
-# 0.9 the contrast learned to tell new keys from old ones instead of translations from other sentences (README.md here).
-SETTINGS = {"pooling": "mean", "learning-rate": 1.5e-3, "queue-size": 1024, "momentum": 0.995}
+# For a small encoder from random weights; a pretrained one wants a lower learning rate.
+SETTINGS = {"recipe": "retrieval", "pooling": "mean", "learning-rate": 3e-3}
 
 Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Split:
-    """English with one language: pairs to train and to score, and how many were left out of either."""
+    """English with one language: training pairs, test pairs, and the numbers of omitted pairs."""
 
     train: list[Pair]
     held_out: list[Pair]
-    repeated: int  # training pairs that occur before, word for word
-    known: int  # held-out pairs with a sentence of the training rows or of an earlier held-out pair
+    repeated: int  # training pairs that are duplicates
+    known: int  # held-out pairs with a sentence of a training row or of an earlier held-out pair
 
 
 def find_data(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """The NLI file of each language, English too, and of the others the Tatoeba set as a ``--pairs`` spec.
-
-    Raises UserError that names the first file that is missing or of an unknown language.
-    """
+    """Returns the NLI file of each language, English included, and the Tatoeba set of each other language as a
+    ``--pairs`` spec. Raises UserError for the first file that is missing or of an unknown language."""
     nli = {path.name.split(".")[1]: path for path in sorted(folder.glob("nli/multinli.*.tsv"))}
     if len(nli) < 2 or "en" not in nli:
         raise UserError(f"{folder}: no nli/multinli.{'de' if 'en' in nli else 'en'}.tsv; expected English and others")
@@ -71,7 +73,7 @@ def find_data(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
 
 
 def read_nli(path: Path) -> list[Pair]:
-    """Premise and hypothesis of each row; raises UserError that names the line of a row that has not both."""
+    """Returns premise and hypothesis of each row; raises UserError with the line of a row that lacks one."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n")[1:], 2):
         columns = [column.strip() for column in line.split("\t")]
@@ -82,11 +84,11 @@ def read_nli(path: Path) -> list[Pair]:
 
 
 def split(english: Sequence[Pair], other: Sequence[Pair], rows: int, candidates: int = CANDIDATES) -> Split:
-    """Makes bitext of row-parallel examples: premise with premise, hypothesis with hypothesis.
+    r"""Makes bitext from row-parallel examples: premise with premise, hypothesis with hypothesis.
 
-    The first ``rows`` rows are to train, identical pairs once. Of the rest, in order, the first ``candidates`` pairs
-    are held out whose two sentences occur neither in the training rows nor in an earlier held-out pair: nothing that
-    is scored was trained on, and each query has one right answer.
+    The first ``rows`` rows are for training, identical pairs once. The test pairs are the first ``candidates`` pairs of
+    the other rows whose two sentences occur neither in the training rows nor in an earlier test pair. So no test
+    sentence is trained on, and each query has one correct answer.
     """
     bitext = [pair for e, o in zip(english, other, strict=True) for pair in zip(e, o, strict=True)]
     seen, unseen = bitext[: 2 * rows], bitext[2 * rows :]
@@ -102,7 +104,7 @@ def split(english: Sequence[Pair], other: Sequence[Pair], rows: int, candidates:
 
 
 def split_all(nli: dict[str, Path], rows: int) -> dict[str, Split]:
-    """The split of English with each other language; raises UserError for files that do not fit each other."""
+    """Splits English with each other language; raises UserError for files of different lengths."""
     text = {code: read_nli(path) for code, path in nli.items()}
     for code, path in nli.items():
         if len(text[code]) != len(text["en"]):
@@ -120,9 +122,31 @@ def write_pairs(folder: Path, name: str, code: str, pairs: Sequence[Pair]) -> st
     return f"en-{code}:{files[0]},{files[1]}"
 
 
+def tokenizer_files(text: Path, codes: Collection[str]) -> list[Path]:
+    """The training text of English and of ``codes``, written by :func:`write_pairs`.
+
+    The English text is the same for every language. It is used once, or most of the vocabulary would be English.
+    """
+    return [text / f"train.en-{min(codes)}.en", *(text / f"train.en-{code}.{code}" for code in codes)]
+
+
+def random_encoder(
+    model: Path, files: Sequence[Path], vocab_size: int = SIZES["vocab-size"], hidden: int = SIZES["hidden"]
+) -> None:
+    """Writes the encoder with random weights in the folder ``model``, with a tokenizer of ``files`` beside it, unless
+    the model exists."""
+    if model.is_dir():
+        return
+    tokenizer = model.with_name("tokenizer")
+    shutil.rmtree(tokenizer, ignore_errors=True)  # of a call that was interrupted
+    train_wordpiece(files, tokenizer, vocab_size=vocab_size)
+    shape = {"layers": SIZES["layers"], "hidden": hidden, "heads": max(1, hidden // 32), "dropout": 0.0}
+    init_model(model, str(tokenizer), seed=0, **shape)
+
+
 @dataclass
 class Commands:
-    """Runs commands one after the other; keeps how they were called and how long they took."""
+    """Runs commands one after another, and records them with their durations."""
 
     lines: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -131,7 +155,9 @@ class Commands:
         words = [*command.split(), *map(str, options)]
         self.lines.append(shlex.join(words))
         print(f"\n$ {self.lines[-1]}", flush=True)
-        words[0] = str(Path(sys.executable).parent / words[0])  # of this environment, activated or not
+        words[0] = str(
+            Path(sys.executable).parent / words[0]
+        )  # the program of this environment, even if it is not activated
         begin = time.monotonic()
         if status := subprocess.run(words, check=False).returncode:
             raise UserError(f"{step}: the command above ended with exit status {status}")
@@ -140,7 +166,7 @@ class Commands:
 
 
 def run(options: argparse.Namespace) -> None:
-    """The job from beginning to end; raises UserError for bad input, before work, and for a command that failed."""
+    """Runs the complete job. Raises UserError for invalid input before any work, and for a failed command."""
     out, begin, call = options.out, time.monotonic(), Commands()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an empty folder; expected a new name (--out)")
@@ -169,8 +195,7 @@ def run(options: argparse.Namespace) -> None:
             results[name] = json.loads(file.read_text(encoding="utf-8"))
         return results
 
-    # The English side is the same text for every language: once, or the vocabulary would be English above all.
-    files = [text / f"train.en-{min(splits)}.en", *(text / f"train.en-{code}.{code}" for code in splits)]
+    files = tokenizer_files(text, splits)
     shape = (
         "--layers",
         options.layers,
@@ -188,11 +213,11 @@ def run(options: argparse.Namespace) -> None:
     call("init", "ppa-fast init", "--tokenizer", tokenizer, "--out", model, *shape, "--seed", options.seed)
     call("prepare", "ppa-fast prepare", "--tokenizer", tokenizer, "--out", store, *longest, "--pairs", *train.values())
     before = evaluate("before", model)
-    launch = (ROOT / "ppa_fast" / "train.py", "--deepspeed_config", options.deepspeed_config)  # on any free port
+    launch = (ROOT / "ppa_fast" / "train.py", "--deepspeed_config", options.deepspeed_config)  # uses a free port
     folders = ("--model", model, "--data", store, "--output", trained)
     flags += ["--eval-every", max(1, options.steps // EVALUATIONS), "--eval-pairs", *held_out.values()]
     call("train", "deepspeed --num_gpus 1 --master_port 0", *launch, *folders, *flags)
-    # The last one: the best one would have been chosen by the rows that it is scored on.
+    # The last checkpoint, because the best one was selected on the test rows.
     call("export", "ppa-fast export", trained, "--checkpoint", "latest", "--out", export)
     after = evaluate("after", export)
     call("report", "ppa-fast report", trained, "--out", report)
@@ -208,19 +233,15 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry; returns the exit status, 2 for input that cannot be used."""
+    """Returns the exit status, 2 for invalid input."""
     parser = argparse.ArgumentParser(description="The whole job on real parallel text: see the head of this file.")
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder that holds nli/ and tatoeba/")
     parser.add_argument("--out", type=Path, default=Path("runs/real_text"), help="new folder (default %(default)s)")
     parser.add_argument("--deepspeed_config", type=Path, default=CONFIG, metavar="FILE", help="(default %(default)s)")
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help="(default %(default)s)")
-    try:
-        run(parser.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(argv)
+    return exit_status(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What kernels.py measured, for reading: a table, the targets as facts, a picture."""
+"""Formats the results of kernels.py: a table, the targets, a picture."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ LABELS = {"eager": "eager", "compile": "torch.compile", "ours": "ours"}
 FOOT = "eager: PyTorch; for assemble transformers' collators, for pack NumPy. ×: times ours, median over the rounds."
 
 
+def heading(about: Row) -> str:
+    """The machine, torch and the commit."""
+    threads = f" · {about['threads']} threads" if about["device"] == "cpu" else ""
+    return f"{about['device_name']}{threads} · torch {about['torch']} · commit {(about['commit'] or 'unknown')[:12]}"
+
+
+def ceilings(about: Row) -> str:
+    """The measured rates of a copy and of a large matrix product."""
+    measured = about["ceilings"]
+    products = ", ".join(f"{name} {rate / 1e12:,.3g} TFLOP/s" for name, rate in measured["flop_per_s"].items())
+    return f"ceilings: bandwidth {measured['bytes_per_s'] / 1e9:,.0f} GB/s; matrix product {products}"
+
+
 def number(value: float | None) -> str:
     """Three significant digits without an exponent; "–" for None."""
     if value is None:
@@ -36,7 +49,7 @@ def number(value: float | None) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Two lines a row, with cold and with warm caches, in 120 columns."""
+    """Returns two lines per row, with cold and with warm caches, in 120 columns."""
 
     def line(names: Sequence[str], cells: Sequence[str]) -> str:
         left = f"{names[0]:<14} {names[1]:<28} {names[2]:<5}"
@@ -60,13 +73,13 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def notes(rows: Sequence[Row]) -> str:
-    """What the rows have to say, each thing once."""
+    """Returns the notes of the rows, each once."""
     said = dict.fromkeys(f"{row['op']}: {note}" for row in rows for note in row["notes"])
     return "\n".join(textwrap.fill(note, 120, subsequent_indent="  ") for note in said)
 
 
 def targets(rows: Sequence[Row]) -> str:
-    """What the operations are asked for, as facts, where it was measured."""
+    """Returns the targets of the operations and the measured values, if measured."""
     return "\n".join(f"{row['op']} {row['shape']}: {fact}" for row in rows if row["ours_ms"] for fact in _facts(row))
 
 
@@ -76,7 +89,7 @@ def _facts(row: Row) -> list[str]:
     floor = 100 * row["floor_ms"] / row["ours_ms"]
     match row["op"]:
         case "assemble" if cuda:
-            return [f"{1e3 * row['ours_ms']:.1f} µs{_replayed(row)} (target at most 10 µs at 1,024 pairs)"]
+            return [f"{1e3 * row['ours_ms']:.1f} µs{_graph_time(row)} (target at most 10 µs at 1,024 pairs)"]
         case "assemble":
             return [f"{eager}× the collators (target 20× at 256 pairs)"]
         case "infonce":
@@ -85,9 +98,8 @@ def _facts(row: Row) -> list[str]:
             if not cuda:
                 return [f"{eager}× eager (target 1×: no slower)", memory]
             speed = f"{eager}× eager (target {2 if wide else 3}×), {compiled}× torch.compile"
-            if wide:
-                return [speed, f"{100 / floor:.2f} times the floor (target at most 2)", memory]
-            return [f"{speed} (target 1.5×)", memory]
+            speed += "" if wide else " (target 1.5×)"
+            return [speed, f"{100 / floor:.2f} times the floor (target at most 2)", memory]
         case "ema_":
             bandwidth = f"{floor:.0f} % of the bandwidth"
             return [f"{bandwidth} (target 85 %)" if cuda else f"{eager}× _foreach_lerp_ and the copy (target 1.2×)"]
@@ -98,13 +110,13 @@ def _facts(row: Row) -> list[str]:
     return []
 
 
-def _replayed(row: Row) -> str:
+def _graph_time(row: Row) -> str:
     return f", {1e3 * row['replayed_ms']:.1f} µs in a CUDA graph" if row["replayed_ms"] else ""
 
 
 def picture(rows: Sequence[Row], title: str) -> str:
-    """An SVG: for each row a bar a competitor, the longest of a row at full length, and the floor as a line."""
-    rows = [row for row in rows if row["floor_ms"]]  # not those that failed before they began
+    """Returns an SVG: for each row one bar per competitor, the longest one at full width, and the floor as a line."""
+    rows = [row for row in rows if row["floor_ms"]]  # without rows that failed before the measurement
     left, full, bar, group, top = 270, 400, 16, 68, 84
     height = top + group * len(rows) + 40
     dark, light = 'fill="#1f2430"', 'fill="#6a7280"'
@@ -137,7 +149,9 @@ def picture(rows: Sequence[Row], title: str) -> str:
             if name != "ours" and name in row["ratio"]:
                 label += f" · {number(row['ratio'][name])}×"
             style = light if name != "ours" else f'{dark} font-weight="bold"'
-            after = left + width + (14 if 0 <= x - left - width < 10 else 8)  # not under the floor's line
+            after = (
+                left + width + (14 if 0 <= x - left - width < 10 else 8)
+            )  # so that the line of the floor does not cover it
             parts.append(f'<rect x="{left}" y="{begin}" width="{width:.1f}" height="{bar}" fill="{COLORS[name]}"/>')
             parts.append(f'<text x="{after:.1f}" y="{begin + 12}" {style}>{label}</text>')
         parts.append(f'<path d="M{x:.1f} {y + 5}v{3 * bar + 10}" stroke="#1f2430" stroke-width="2"/>')

@@ -1,4 +1,4 @@
-"""What step.py measured, for reading: a table, a table of parts, the targets as facts, a picture."""
+"""Formats the results of step.py: a table, a table of parts, the targets, a picture."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
+from report import heading as machine
 from report import number
 from steps import PARTS
 
@@ -28,19 +29,18 @@ UNKNOWN = "#6a7280"
 
 
 def heading(about: Row) -> str:
-    """What was measured, on what."""
-    threads = f" · {about['threads']} threads" if about["device"] == "cpu" else ""
+    """Describes the measurement and the machine."""
     rates = ", ".join(f"{name} {rate / 1e12:,.3g}" for name, rate in about["measured_rates"].items())
     source = "as its vendor states" if about["ceiling_stated"] else "the highest measured"
     return (
-        f"{about['device_name']}{threads} · torch {about['torch']} · commit {(about['commit'] or 'unknown')[:12]}\n"
+        f"{machine(about)}\n"
         f"{about['model']}, {about['pairs']} pairs, K = {about['queue']:,}; {about['lengths']}\n"
         f"matrix products, TFLOP/s: {rates}; MFU is of {about['ceiling'] / 1e12:,.3g}, {source}"
     )
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line a row, in 100 columns."""
+    """Returns one line per row in 100 columns."""
     lines = [_line("", [name for name, _, _ in COLUMNS]), _line("", [unit for _, unit, _ in COLUMNS])]
     lines.append("─" * len(lines[0]))
     for row in rows:
@@ -63,7 +63,7 @@ def _line(name: str, cells: Sequence[str]) -> str:
 
 
 def shares(rows: Sequence[Row]) -> str:
-    """The parts of each row's step in % of it; the rest is what lies between them."""
+    """Returns the parts of each row's step in % of it; the rest is the time between the parts."""
     lines = [f"{'% of the step':<16}" + " ".join(f"{part:>13}" for part in PARTS)]
     for row in rows:
         if row["parts_ms"]:
@@ -73,10 +73,12 @@ def shares(rows: Sequence[Row]) -> str:
 
 
 def targets(rows: Sequence[Row]) -> str:
-    """What the trainer's step is asked for, as facts."""
-    row = rows[-1]  # what users get, whether or not another row is faster
-    if not row["step_ms"]:
-        return ""
+    """Returns the targets of the trainer's step and the measured values, one line per row."""
+    # Users run this row, even if another row is faster.
+    return "\n".join(_facts(row) for row in rows if row["micro_batch"] and row["step_ms"])
+
+
+def _facts(row: Row) -> str:
     naive, plain = {"small": (5, 2), "mbert-base": (8, 1.5), "xlmr-base": (None, 2)}.get(row["model"], (None, None))
     said = []
     for key, against, target in (("speedup", "naive", naive), ("over_plain", "strongest plain", plain)):
@@ -88,11 +90,26 @@ def targets(rows: Sequence[Row]) -> str:
     if row["overhead"] is not None:
         target = " (target 3)" if row["device"] == "cuda" else ""
         said.append(f"{100 * row['overhead']:+.1f} % of the step without DeepSpeed{target}")
-    return "the trainer's step: " + "; ".join(said)
+    return f"the trainer's step, micro-batch {row['micro_batch']}: " + "; ".join(said)
+
+
+def compared(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows of one model from several runs. Ratios that a run lacks are computed between runs, from the
+    median times of the steps."""
+    times = {row["name"]: row["step_ms"] for row in rows if row["step_ms"]}
+    out = []
+    for row in rows:
+        mine, added = row["step_ms"], {}
+        if mine:
+            for key, name in (("speedup", "naive"), ("over_plain", "strongest plain")):
+                if row[key] is None and name in times:
+                    added[key] = times[name] / mine
+        out.append(row | added)
+    return out
 
 
 def picture(rows: Sequence[Row]) -> str:
-    """An SVG: a bar a row, as long as its step, in the colours of its parts."""
+    """Returns an SVG: one bar per row, as long as its step, in the colours of its parts."""
     rows = [row for row in rows if row["step_ms"]]
     left, full, top, pitch = 150, 560, 96, 40
     height = top + pitch * len(rows) + 60

@@ -1,6 +1,6 @@
-"""The global step in the ways that step.py compares, from the one that is written first to the product's own.
+"""The implementations of the global step that step.py compares, from the naive one to the product's own.
 
-All start from the same weights and queue, read the same pairs and compute the same: what differs is how.
+All start from the same weights and queue, read the same pairs, and compute the same results.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppa_fast.data.batch import Batches, PairBatch
-from ppa_fast.data.pack import packer_for
-from ppa_fast.data.sampler import Sampler
-from ppa_fast.data.store import Store
+from ppa_fast.data.loading.batching import Batches, PairBatch
+from ppa_fast.data.loading.packing import packer_for
+from ppa_fast.data.loading.sampler import Sampler
+from ppa_fast.data.store.store import Store
 from ppa_fast.model.alignment import AlignmentModel
-from ppa_fast.model.encoder import encoder_of, lm_decoder, lm_head_of, lm_transform, load_masked_lm
-from ppa_fast.model.momentum import MomentumEncoder
-from ppa_fast.model.objective import Weights, objective
-from ppa_fast.model.packed import compile_layers, join, packed_hidden, pool_packed
+from ppa_fast.model.encoder import encoder_of, lm_decoder, lm_transform, load_masked_lm
+from ppa_fast.model.momentum import MomentumEncoder, WorkingCopy
+from ppa_fast.model.objective import Weights, moco_loss, objective
+from ppa_fast.model.packed import compile_layers, fuse_projections, join, packed_hidden, pool_packed
 from ppa_fast.model.queue import NO_GROUP, KeyQueue
-from ppa_fast.ops.assemble import Assembled, Stream, assemble
+from ppa_fast.ops.assemble import AssembledBatch, PackedSequences, assemble
 from ppa_fast.ops.philox import torch_seed
 from ppa_fast.training.optimizer import optimizer_for
 
@@ -46,15 +46,13 @@ PARTS = (
 )
 
 Figures = Mapping[str, Tensor | float]
-"""What a step says of itself: ``loss_tlm``, ``loss_moco``, ``grad_norm``."""
+"""The results of a step: ``loss_tlm``, ``loss_moco``, ``grad_norm``."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every step trains: the model of ``folder``/model on the pairs of ``folder``/store, ``pairs`` a step.
-
-    ``dtype``: of the working weights in the packed steps; ``queue``: K.
-    """
+    """The training job of every step: the model of ``folder``/model on the pairs of ``folder``/store, ``pairs`` per
+    step. ``dtype``: of the working weights in the packed steps; ``queue``: K."""
 
     folder: Path
     pairs: int
@@ -64,21 +62,21 @@ class Job:
 
 
 class Clock:
-    """Where a step's time goes: :meth:`to` begins its next part. On CUDA a part is what the device does in it."""
+    """Measures the parts of a step: :meth:`to` starts the next part. On CUDA a part is the time on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str, Any]] = []
 
     def to(self, part: str) -> None:
-        """From here on it is ``part``; "" for what is none."""
+        """Starts ``part``; "" if the following work belongs to no part."""
         mark: Any = torch.cuda.Event(enable_timing=True) if self._cuda else perf_counter()
         if self._cuda:
             mark.record()
         self._marks.append((part, mark))
 
     def read(self) -> dict[str, float]:
-        """Seconds by part since the last reading."""
+        """Returns the seconds by part since the last reading."""
         if self._cuda:
             torch.cuda.synchronize()
         seconds = dict.fromkeys(PARTS, 0.0)
@@ -90,7 +88,7 @@ class Clock:
 
 
 class Source:
-    """The streams of a global step, as the trainer draws them."""
+    """The packed sequences of a global step, sampled as by the trainer."""
 
     def __init__(self, job: Job) -> None:
         store = Store.open(job.folder / "store")
@@ -98,7 +96,7 @@ class Source:
         sampler = Sampler(len(store), job.pairs, SEED)
         self._batches = Batches(packer_for(store, **DRAWS), sampler, job.pairs, 0, 1, pinned=job.device.type == "cuda")
 
-    def __call__(self, step: int) -> tuple[PairBatch, Assembled]:
+    def __call__(self, step: int) -> tuple[PairBatch, AssembledBatch]:
         batch = self._batches(step)[0].to(self._device)
         flat = (batch.a_tokens, batch.a_offsets, batch.b_tokens, batch.b_offsets)
         special = self._special
@@ -107,14 +105,14 @@ class Source:
 
 
 def new_model(job: Job) -> AlignmentModel:
-    """fp32, without dropout; its weights are those that the trainer starts from."""
+    """fp32, without dropout, with the initial weights of the trainer."""
     mlm = load_masked_lm(job.folder / "model")
     torch.manual_seed(torch_seed(SEED, 0, 0))
     return AlignmentModel(mlm, "cls", DIM).train().to(job.device)
 
 
 def first_keys(job: Job) -> tuple[Tensor, Tensor]:
-    """The queue to start from, vectors [K, D] and groups [K]: the trainer's ``queue_warmup: random``."""
+    """The initial queue, vectors [K, D] and groups [K]: the trainer's ``queue_warmup: random``."""
     generator = torch.Generator().manual_seed(torch_seed(SEED, 0, 1))
     vectors = F.normalize(torch.randn(job.queue, DIM, generator=generator), dim=1).to(job.device)
     return vectors, torch.full((job.queue,), NO_GROUP, dtype=torch.int64, device=job.device)
@@ -127,15 +125,22 @@ def set_dropout(model: nn.Module, share: float) -> None:
 
 
 class Step:
-    """A way to do a global step; calling it does the next one."""
+    """An implementation of a global step; a call runs the next step."""
 
-    compiled = False  # its floating-point operations cannot be counted then
+    compiled = False  # its floating-point operations cannot be counted when compiled
 
     def __init__(self, job: Job) -> None:
         self.job, self.clock, self.source, self.number = job, Clock(job.device), Source(job), 0
 
     def __call__(self) -> Figures:
         raise NotImplementedError
+
+    def at(self, number: int) -> Figures:
+        """Runs the step on the pairs of step ``number`` without changing which step is next."""
+        following, self.number = self.number, number
+        figures = self()
+        self.number = following
+        return figures
 
     def set_dropout(self, share: float) -> None:
         raise NotImplementedError
@@ -145,7 +150,7 @@ class Step:
 
 
 class PlainQueue:
-    """MoCo's queue: K keys, the oldest are overwritten; a batch must divide K."""
+    """MoCo's queue: K keys, of which the oldest are overwritten; K must be a multiple of the batch size."""
 
     def __init__(self, job: Job, dtype: torch.dtype) -> None:
         vectors, self.groups = first_keys(job)
@@ -165,21 +170,21 @@ class PlainQueue:
         self._next = rows.stop % len(self.groups)
 
 
-def padded(stream: Stream, flat: Tensor, fill: int) -> Tensor:
-    """A value for each token, [T], as [S, L]."""
+def padded(stream: PackedSequences, flat: Tensor, fill: int) -> Tensor:
+    """Returns a value per token, [T], as [S, L]."""
     rows = flat.new_full((len(stream.lengths), int(stream.lengths.max())), fill)
     rows[stream.sequence, stream.positions] = flat
     return rows
 
 
 class Plain(Step):
-    """Padded batches, the LM head on all of their tokens, ``cat([positive, negatives])``.
+    """Padded batches, the LM head on all tokens, ``cat([positive, negatives])``.
 
     Args:
         attention: transformers' "eager" or "sdpa".
-        groups: sequences are sorted by length and cut into so many batches, one forward and backward each.
+        groups: the number of batches, into which the sequences are divided by length; one forward and backward each.
         autocast: products in bf16, weights in fp32.
-        fused: AdamW in one pass and the momentum update over lists of tensors, not parameter by parameter.
+        fused: AdamW in one pass and the momentum update over lists of tensors, in place of a loop over the parameters.
         compiled: ``torch.compile`` of the encoders and of the head with its loss.
     """
 
@@ -211,14 +216,14 @@ class Plain(Step):
         set_dropout(self.model, share)
 
     def _lm_head(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        logits = lm_head_of(self.model.mlm)(hidden)
+        logits = lm_decoder(self.model.mlm)(lm_transform(self.model.mlm, hidden))
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
 
-    def _low(self) -> AbstractContextManager[Any]:
+    def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.autocast)
 
-    def _grouped(self, stream: Stream, pad: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """For each group: its rows of the stream [n], ids and mask [n, L]."""
+    def _grouped(self, stream: PackedSequences, pad: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Returns for each group: its indices of sequences [n], ids and mask [n, L]."""
         ids = padded(stream, stream.tokens, pad)
         lengths = torch.from_numpy(stream.lengths).to(ids.device)
         parts = []
@@ -238,20 +243,20 @@ class Plain(Step):
         batch, streams = self.source(self.number)
         self.number += 1
         flat = torch.full_like(streams.tlm.tokens, -100, dtype=torch.int64).index_copy(
-            0, streams.masked_rows, streams.labels
+            0, streams.masked_positions, streams.labels
         )
         labels = padded(streams.tlm, flat, -100)
         tlm, query, key = (self._grouped(stream, pad) for stream in (streams.tlm, streams.query, streams.key))
 
         clock.to("key forward")
         keys = torch.empty(len(batch), DIM, device=self.job.device)
-        with torch.no_grad(), self._low():
+        with torch.no_grad(), self._autocast():
             for rows, ids, mask in key:
                 keys[rows] = self._vectors(self.key, ids, mask)
 
         losses = []
         for (rows, ids, mask), (query_rows, query_ids, query_mask) in zip(tlm, query, strict=True):
-            with self._low():
+            with self._autocast():
                 clock.to("query forward")
                 hidden = encoder_of(self.model.mlm)(input_ids=ids, attention_mask=mask).last_hidden_state
                 vectors = self._vectors(self.model, query_ids, query_mask)
@@ -287,10 +292,8 @@ class Plain(Step):
 
 
 class Masters:
-    """fp32 masters of a model's weights, and the optimizer that moves them: what DeepSpeed does, without it.
-
-    ``tensors``: the weights themselves in fp32, else a copy of each.
-    """
+    """fp32 masters of a model's weights, and the optimizer that updates them: the same as in DeepSpeed, but without it.
+    ``tensors``: the weights themselves if they are fp32, else a copy of each."""
 
     def __init__(self, model: AlignmentModel, dtype: torch.dtype) -> None:
         self.optimizer = optimizer_for(model, 0.01, LEARNING_RATE, (0.9, 0.999), 1e-8)
@@ -307,11 +310,11 @@ class Masters:
             for group in self.optimizer.param_groups:
                 group["params"] = [next(starts) for _ in group["params"]]
 
-    def copy_to(self, tensors: list[Tensor], whole: Mapping[str, Tensor]) -> None:
-        torch._foreach_copy_([whole[name] for name in self.names], tensors)
+    def working_copy(self, whole: Mapping[str, Tensor]) -> WorkingCopy:
+        return WorkingCopy([whole[name] for name in self.names], lambda: None)
 
     def step(self) -> Tensor:
-        """Clips, steps, brings the working weights in line; returns the gradient's norm."""
+        """Clips, steps, and updates the working weights; returns the gradient norm."""
         if self.working is not self.tensors:
             for master, working in zip(self.tensors, self.working, strict=True):
                 master.grad, working.grad = working.grad.float(), None
@@ -325,12 +328,12 @@ class Masters:
 
 
 class Packed(Step):
-    """No padding, one forward over TLM pairs and query sentences: the product's parts, one after another.
+    """No padding, one forward over TLM pairs and query sentences; the parts of the product are options.
 
     Args:
-        masked: the LM head reads the masked rows only, not all tokens.
-        fused_loss: ``ops.masked_lm_loss`` and ``ops.infonce`` (and the ring), not cross-entropy over logits.
-        fused_update: ``ops.ema_``, not lists of tensors.
+        masked: the LM head reads only the masked positions, not all tokens.
+        fused_loss: ``ops.masked_lm_loss`` and ``ops.infonce`` (with the ring) in place of cross-entropy over logits.
+        fused_update: ``ops.ema_`` in place of operations on lists of tensors.
         compiled: ``compile_layers``.
     """
 
@@ -347,7 +350,7 @@ class Packed(Step):
         self.model = new_model(job)
         key = copy.deepcopy(self.model).to(job.dtype)
         self.masters = Masters(self.model, job.dtype)
-        # Without the fused update only its copies are used: a master and, in low precision, a working copy.
+        # Without the fused update, only its copies are used: a master and, in low precision, a working copy.
         self.momentum = MomentumEncoder(key, self.masters)
         self.fused_update = fused_update
         if fused_loss:
@@ -357,8 +360,9 @@ class Packed(Step):
             self.model.lm_loss.register_forward_hook(lambda *_: self.clock.to("query forward"))
         else:
             self.queue = PlainQueue(job, job.dtype)
-        if compiled:
-            for model in (self.model, key):
+        for model in (self.model, key):
+            fuse_projections(encoder_of(model.mlm))
+            if compiled:
                 compile_layers(encoder_of(model.mlm))
 
     def set_dropout(self, share: float) -> None:
@@ -376,8 +380,9 @@ class Packed(Step):
             tlm, query = self.model(streams)
             clock.to("contrast")
             ones = Weights(1.0, 1.0, TEMPERATURE)
-            losses = objective(tlm, query, keys, batch.groups, self.ring, ones, len(streams.labels), len(batch))
-            total, tlm, moco = losses.total, losses.tlm, losses.moco
+            contrast = moco_loss(query, keys, batch.groups, self.ring, ones)
+            losses = objective(tlm, contrast, ones, len(streams.labels), len(batch))
+            total, tlm, moco = losses.total, losses.tlm, losses.contrast
         else:
             tlm, moco = self._plain_losses(batch, streams, keys)
             total = tlm / len(streams.labels) + moco / len(batch)
@@ -388,7 +393,7 @@ class Packed(Step):
         clock.to("EMA and queue")
         self._update()
         if self.fused_loss:
-            self.ring.enqueue(keys, batch.groups, batch.positions)
+            self.ring.enqueue(keys, batch.groups, batch.step_indices)
             self.ring.commit(len(batch))
         else:
             self.queue.push(keys, batch.groups)
@@ -396,7 +401,7 @@ class Packed(Step):
         means = tlm.detach() / len(streams.labels), moco.detach() / len(batch)
         return {"loss_tlm": means[0], "loss_moco": means[1], "grad_norm": norm}
 
-    def _plain_losses(self, batch: PairBatch, streams: Assembled, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def _plain_losses(self, batch: PairBatch, streams: AssembledBatch, keys: Tensor) -> tuple[Tensor, Tensor]:
         mlm, counts = self.model.mlm, [len(streams.tlm.tokens), len(streams.query.tokens)]
         hidden, sentences = packed_hidden(encoder_of(mlm), join(streams.tlm, streams.query)).split(counts)
         pooled = pool_packed(sentences, streams.query.cu_seqlens, "cls")
@@ -404,9 +409,9 @@ class Packed(Step):
         self.clock.to("LM head")
         labels = streams.labels
         if self.masked:
-            hidden = hidden.index_select(0, streams.masked_rows)
+            hidden = hidden.index_select(0, streams.masked_positions)
         else:
-            labels = labels.new_full((counts[0],), -100).index_copy(0, streams.masked_rows, labels)
+            labels = labels.new_full((counts[0],), -100).index_copy(0, streams.masked_positions, labels)
         logits = lm_decoder(mlm)(lm_transform(mlm, hidden))
         tlm = F.cross_entropy(logits.float(), labels, reduction="sum")
         self.clock.to("contrast")
@@ -418,5 +423,4 @@ class Packed(Step):
             self.momentum.update(MOMENTUM)
             return
         torch._foreach_lerp_(self.momentum.tensors, self.masters.tensors, 1 - MOMENTUM)
-        whole = dict(self.momentum.model.named_parameters())
-        self.masters.copy_to(self.momentum.tensors, whole)
+        self.momentum.refresh()

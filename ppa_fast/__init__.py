@@ -1,6 +1,6 @@
 """ppa-fast: align multilingual encoders with parallel text.
 
-The four functions below are what the command line calls; they are imported on first use, so that ``import ppa_fast``
+The functions below are what the command line calls; they are imported on first use, so that ``import ppa_fast``
 stays light and never fails for a part that is not needed.
 """
 
@@ -9,20 +9,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["evaluate", "export", "prepare", "train"]
+from ppa_fast.version import __version__
+
+__all__ = ["__version__", "align", "evaluate", "export", "prepare", "train"]
 
 if TYPE_CHECKING:
-    from ppa_fast.data.prepare import prepare
-    from ppa_fast.evaluation import evaluate
+    from ppa_fast.data.store.prepare import prepare
+    from ppa_fast.tasks import evaluate
     from ppa_fast.training.export import export
-    from ppa_fast.training.loop import train
+    from ppa_fast.training.trainer import train
+    from ppa_fast.workflow import align
 
 _HOME = {
-    "prepare": "ppa_fast.data.prepare",
-    "train": "ppa_fast.training.loop",
+    "align": "ppa_fast.workflow",
+    "prepare": "ppa_fast.data.store.prepare",
+    "train": "ppa_fast.training.trainer",
     "export": "ppa_fast.training.export",
-    "evaluate": "ppa_fast.evaluation",
+    "evaluate": "ppa_fast.tasks",
 }
 
 

@@ -1,4 +1,4 @@
-"""``ppa-fast doctor``: what is installed and built, what runs the operations on which device, and why."""
+"""``ppa-fast doctor``: reports installed packages, built libraries and the backend of each device."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 import torch.distributed as dist
 
-from ppa_fast import __version__
-from ppa_fast.data import pack
+from ppa_fast.data.loading import packing
 from ppa_fast.ops import library
+from ppa_fast.version import __version__
 
 PACKAGES = ("deepspeed", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
 def report() -> list[tuple[str, str]]:
-    """(what, finding) in the order of printing. Never raises for what is missing: that is the finding."""
+    """Returns (subject, finding) in the order of printing; a missing component is a finding, not an error."""
     return [
         ("ppa-fast", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} CPU threads"),
@@ -33,8 +33,8 @@ def report() -> list[tuple[str, str]]:
         ("operations on cpu", _operations("cpu")),
         ("operations on cuda", _operations("cuda")),
         ("CUDA library", _cuda_library()),
-        ("packer", f"NumPy: {pack.WHY_NOT_NATIVE}" if pack.WHY_NOT_NATIVE else "native"),
-        ("next", _next()),
+        ("packer", f"NumPy: {packing.WHY_NOT_NATIVE}" if packing.WHY_NOT_NATIVE else "native"),
+        ("next", _next_step()),
     ]
 
 
@@ -52,12 +52,12 @@ def _version(package: str) -> str:
 
 
 def _line(*command: str, containing: str = "") -> str:
-    """The first line of a command's output that holds ``containing``."""
+    """Returns the first line of a command's output that contains ``containing``."""
     if shutil.which(command[0]) is None:
         return f"{command[0]} is not on the PATH"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip() and containing in line]
-    return lines[0] if lines else f"{command[0]} gave no answer"
+    return lines[0] if lines else f"{command[0]} printed nothing"
 
 
 def _operations(device: str) -> str:
@@ -68,7 +68,7 @@ def _operations(device: str) -> str:
 def _cuda_library() -> str:
     path = library.LIBRARIES["cuda"]
     if not path.exists():
-        return "not built (setup.py tells how: nvcc, PPA_FAST_CUDA)"
+        return "not built (see setup.py: nvcc, PPA_FAST_CUDA)"
     built = library.architectures(path)
     if built.startswith("unknown"):
         return built
@@ -76,13 +76,13 @@ def _cuda_library() -> str:
     return f"{path.name} for {built}; torch's CUDA stream {stream}"
 
 
-def _next() -> str:
-    """What to do: towards the native operations on every device that is here, then towards a first run."""
+def _next_step() -> str:
+    """Returns the next step: build the native operations for the available devices, then start a first run."""
     if os.environ.get("PPA_FAST_BACKEND") == "reference":
         return "unset PPA_FAST_BACKEND, which forces the PyTorch reference"
     cuda = torch.cuda.is_available() and library.why_not_native("cuda")
-    if not cuda and not library.why_not_native("cpu") and not pack.WHY_NOT_NATIVE:
-        return "all is there: make demo, or ppa-fast --help"
+    if not cuda and not library.why_not_native("cpu") and not packing.WHY_NOT_NATIVE:
+        return "everything is built: run make demo or ppa-fast --help"
     needed = [os.environ.get("CXX", "g++")] + ["nvcc"] * bool(cuda)
     missing = [program for program in needed if shutil.which(program) is None]
     them = "them" if len(missing) > 1 else "it"
@@ -91,7 +91,7 @@ def _next() -> str:
 
 
 def main() -> None:
-    """Prints the report, one finding a line."""
+    """Prints the report, one line for each finding."""
     rows = report()
     width = max(len(what) for what, _ in rows)
     for what, finding in rows:

@@ -1,7 +1,8 @@
-"""The one exception that means "your input, not our code"; and SIGTERM as another one."""
+"""The exception for invalid input, the reasons of failed writes, and SIGTERM as an exception."""
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,30 +10,54 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Bad input: a file, an argument or a setting that cannot be used as given.
+    """Invalid input: a file, an argument or a setting that cannot be used as given.
 
-    The message is one sentence (or a few lines) that names the file, line or argument, says what was found and what was
-    expected. The command line prints it without a traceback and exits with status 2.
+    The message names the file, line or argument, what was found and what was expected. The command line prints it
+    without a traceback and exits with status 2.
     """
 
 
 def shortened(text: str, characters: int = 300) -> str:
-    """What was found, for a message: of a long text, which may be a whole line of binary data, the beginning."""
+    """Truncates a value for a message, because it may be a long line of binary data."""
     return text if len(text) <= characters else text[:characters] + "…"
 
 
 def input_error(error: BaseException) -> str | None:
-    """What ``error`` says of the input: a UserError's message, or a file and why it cannot be used. None: our fault."""
+    """Returns the message of an error that the input causes (a UserError, or an unusable file), else None."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.filename:  # no permission, a full disk
+    if isinstance(error, OSError) and error.filename:  # such as no permission
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, Exception) and (reason := full_disk(error)):
+        return f"the output cannot be written: {reason}"
     return None
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_IN_LIBRARIES = (*(f"(os error {number})" for number in _FULL), "PytorchStreamWriter failed", "inline_container")
+
+
+def full_disk(error: Exception) -> str | None:
+    """Returns what to do about an error that a full disk causes, also within torch and libraries in Rust, else None."""
+    full = error.errno in _FULL if isinstance(error, OSError) and error.errno else False
+    if full or any(text in str(error) for text in _FULL_IN_LIBRARIES):
+        return "no space is left on the device; free some, then give the same command again"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on a device."""
+    # Check the type by name, because torch may not be imported. Its CPU allocator raises a plain RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 @contextmanager
 def sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM raises SystemExit (status 143), so that what is under way can be undone or ended."""
+    """Makes SIGTERM raise SystemExit (status 143), so that cleanup code runs."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

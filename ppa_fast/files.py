@@ -1,37 +1,71 @@
-"""Files that appear whole or not at all, and folders that one process at a time writes."""
+"""Atomic file writes and folder locks."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from ppa_fast.errors import UserError
+from ppa_fast.errors import UserError, full_disk
 
 
 def check_new_folder(out: str | Path) -> None:
-    """Raises UserError unless ``out`` is absent or an empty folder."""
+    """Raises UserError unless ``out`` does not exist or is an empty folder."""
     path = Path(out)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{out}: exists and is not an empty folder; expected a new name")
 
 
 @contextmanager
-def alone(folder: Path, others: str) -> Iterator[int]:
-    """Holds the lock of a folder, made where there is none; it ends with the process, however that ends.
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """Writes a complete folder ``out``: yields a temporary folder, which is renamed to ``out`` at the end.
 
-    A folder that is left empty is removed. Gives the lock's descriptor: a child process that inherits it holds the lock
-    too. Where the file system has no locks (some of networks) there is none.
+    ``out`` may be a link to an empty folder. An error removes the temporary folder. Raises UserError as
+    :func:`check_new_folder`, and if the folder cannot be written.
+    """
+    check_new_folder(out)
+    folder = Path(out).resolve()
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with write_errors(Path(out)):
+            temporary.mkdir(parents=True)
+            yield temporary
+            temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def output_file(path: str | Path, flag: str) -> Path:
+    """Resolves the path of an output file, which :func:`write_text` will replace.
+
+    Raises UserError, naming ``flag``, if the folder does not exist or the path is not a regular file (/dev/stdout).
+    """
+    file = Path(path).resolve()
+    if not file.parent.is_dir() or (Path(path).exists() and not Path(path).is_file()):
+        raise UserError(f"{flag} {path}: expected a regular file in an existing folder")
+    return file
+
+
+@contextmanager
+def folder_lock(folder: Path, others: str) -> Iterator[int]:
+    """Locks a folder, which is created if it is missing; the lock ends with the process, even a killed one.
+
+    Yields the lock's descriptor; a child process that inherits it also holds the lock. An empty folder is removed on
+    exit. File systems without locks, such as some network file systems, are not locked.
 
     Raises:
-        UserError: another process holds it: the folder is in use by ``others``; or it cannot be made.
+        UserError: another process holds the lock (the message names ``others``), or the folder cannot be created.
     """
-    with writing(folder):
+    with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -49,8 +83,22 @@ def alone(folder: Path, others: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder; see :func:`folder_lock`."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    """Flushes a file's content or a folder's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -59,23 +107,34 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns what goes wrong inside (a full disk, no permission) into a UserError that names ``path`` and the reason."""
+def write_errors(path: Path) -> Iterator[None]:
+    """Converts write errors, such as a full disk, into a UserError that names ``path`` and the reason."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
+    except Exception as error:  # libraries in Rust raise their own types
+        reason = full_disk(error)
+        if not reason and not isinstance(error, (OSError, SafetensorError)):
+            raise
+        reason = reason or getattr(error, "strerror", None)
         raise UserError(f"{path}: cannot be written: {reason or error}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a small file in one step: a reader, or the next start after a crash, sees the old text or the new.
+def follow_umask(*files: Path) -> None:
+    """Gives files the permissions that the umask allows: safetensors makes them readable by their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in files:
+        file.chmod(0o666 & ~umask)
 
-    Raises UserError, naming the file, where it cannot be written; it is as before then.
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a small file atomically: readers see the old text or the new text, even after a crash.
+
+    Raises UserError, naming the file, if it cannot be written; the old file then stays.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with writing(path):
+        with write_errors(path):
             temporary.write_text(text, encoding="utf-8")
             sync(temporary)
             temporary.rename(path)
@@ -85,14 +144,19 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def remove_folder(path: Path) -> None:
-    """Removes a folder under another name, so that no part of it is ever taken for the whole. Absent is fine too.
+def write_json(path: Path, content: Any) -> None:
+    """Replaces a JSON file atomically; raises as :func:`write_text`."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
-    Raises UserError, naming the folder, where it cannot be renamed.
+
+def remove_folder(path: Path) -> None:
+    """Renames a folder before removing it, so that no incomplete folder keeps its name; ignores a missing folder.
+
+    Raises UserError, naming the folder, if it cannot be renamed.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     if path.is_dir():
-        with writing(path):
+        with write_errors(path):
             path.rename(temporary)
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, plain lines in a log; notes. ``--quiet`` stops both."""
+"""Progress of long work: a bar with rate and ETA on a terminal, plain lines in a log, nothing with ``--quiet``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 LINE_EVERY_SECONDS = 10.0
-QUIET = "PPA_FAST_QUIET"  # as --quiet, in this process and in those that it starts
+QUIET = "PPA_FAST_QUIET"  # sets --quiet for this process and its child processes
 
 
 def quiet() -> bool:
@@ -18,21 +18,11 @@ def quiet() -> bool:
     return os.environ.get(QUIET, "0") != "0"
 
 
-def note(message: str) -> None:
-    """Says on stderr what is worth knowing, but is neither a result nor an error."""
-    if quiet():
-        return
-    if sys.stderr.isatty():
-        tqdm.write(message, file=sys.stderr)  # above a bar that is there, not into it
-    else:
-        print(message, file=sys.stderr, flush=True)
-
-
 class Progress:
-    """Counts ``unit``s towards ``total`` under the title ``what``; use as a context manager and call :meth:`update`.
+    """Shows progress in ``unit``s up to ``total`` with the title ``what``.
 
-    On a terminal this is a tqdm bar on stderr. Elsewhere a plain line is printed to stderr at most every ten seconds,
-    and once at the end: short work stays quiet, long work shows in a log that it is alive and when it will end.
+    Use as a context manager and call :meth:`update`. On a terminal, it is a tqdm bar on stderr. Otherwise, it prints a
+    line to stderr at most every ten seconds and one at the end; work shorter than ten seconds prints nothing.
     """
 
     def __init__(self, what: str, total: int | None, unit: str, initial: int = 0, enabled: bool = True) -> None:
@@ -46,7 +36,7 @@ class Progress:
             self._bar = tqdm(total=total, desc=what, unit=f" {unit}", initial=initial, dynamic_ncols=True)
 
     def update(self, n: int = 1, note: str = "") -> None:
-        """Adds ``n`` units done; ``note`` is shown behind the rate (a loss, say)."""
+        """Adds ``n`` finished units; ``note``, such as a loss, is shown after the rate."""
         self.done += n
         self._note = note or self._note
         if self._bar is not None:

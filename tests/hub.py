@@ -1,4 +1,4 @@
-"""A hub of models and data sets on this machine: a folder OWNER/NAME is a repository, without subfolders."""
+"""A local server with the Hub's protocol for models and data sets: a folder OWNER/NAME is a repository."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def hub(root: Path) -> Iterator[dict[str, str]]:
-    """Serves ``root``; gives the environment in which a process takes it for the hub, with a cache beside it."""
+    """Serves ``root``; returns the environment in which a process uses it as the Hub, with a cache of its own."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"root": root}))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -35,8 +35,8 @@ def hub(root: Path) -> Iterator[dict[str, str]]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """What huggingface_hub asks: about a repository (``/api/models/OWNER/NAME…``, ``/api/datasets/…``), its list of
-    files (``…/tree/COMMIT``), a file or a part of it (``[/datasets]/OWNER/NAME/resolve/COMMIT/FILE``)."""
+    """Answers the requests of huggingface_hub: for a repository (``/api/models/OWNER/NAME…``, ``/api/datasets/…``), its
+    list of files (``…/tree/COMMIT``), a file or a part of it (``[/datasets]/OWNER/NAME/resolve/COMMIT/FILE``)."""
 
     root: Path
     protocol_version = "HTTP/1.1"
@@ -62,13 +62,13 @@ class _Handler(BaseHTTPRequestHandler):
         if len(words) < 2 or not folder.is_dir():
             self._reply(404, X_Error_Code="RepoNotFound")
         elif api:
-            self._tell(folder, words[2:])
+            self._send_model_info(folder, words[2:])
         else:
-            self._send(folder / words[-1])
+            self._send(folder.joinpath(*words[4:]))
 
     do_HEAD = do_GET
 
-    def _tell(self, folder: Path, what: list[str]) -> None:
+    def _send_model_info(self, folder: Path, what: list[str]) -> None:
         files = sorted(folder.iterdir())
         answer: Any = {"id": "/".join(folder.parts[-2:]), "sha": COMMIT, "private": False, "tags": [], "downloads": 0}
         answer["siblings"] = [{"rfilename": file.name} for file in files]

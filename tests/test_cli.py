@@ -1,10 +1,11 @@
-"""The command line: help, one line for bad input, and nothing but the package's own functions behind it."""
+"""The command line: help, one-line errors for invalid input, and calls of the functions of the package."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -19,13 +20,12 @@ import torch
 
 import ppa_fast
 from ppa_fast import cli, progress
-from ppa_fast.data.corpus import ReadOptions
-from ppa_fast.data.filters import Filters
 from ppa_fast.errors import UserError
-from ppa_fast.progress import note
+from ppa_fast.settings import Filters, ReadOptions
 from tests.conftest import write_config
 
 VERBS = [
+    ["align"],
     ["sample"],
     ["tokenizer"],
     ["init"],
@@ -40,9 +40,6 @@ VERBS = [
     ["evaluate", "align"],
     ["evaluate", "mine"],
     ["finetune"],
-    ["finetune", "nli"],
-    ["finetune", "qa"],
-    ["finetune", "classify"],
     ["export"],
     ["report"],
     ["ablate"],
@@ -53,14 +50,14 @@ PACKAGE = Path(ppa_fast.__file__).parent
 
 
 def stopped(arguments: list[str], entry=cli.main) -> int:
-    """The status with which argparse ends the process."""
+    """Returns the status with which argparse exits."""
     with pytest.raises(SystemExit) as caught:
         entry(arguments)
     return caught.value.code
 
 
 def error_of(arguments: list[str], capsys, entry=cli.main) -> str:
-    """The one line that bad input gives."""
+    """Returns the error line of an invalid command."""
     assert entry(arguments) == 2
     out, err = capsys.readouterr()
     lines = err.splitlines()
@@ -70,7 +67,7 @@ def error_of(arguments: list[str], capsys, entry=cli.main) -> str:
 
 
 @pytest.mark.parametrize("verb", [[], *VERBS], ids=" ".join)
-def test_help(verb, capsys):
+def test_help_lists_the_verbs(verb, capsys):
     assert stopped([*verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: ppa-fast")
@@ -103,11 +100,11 @@ def test_examples_parse(capsys):
             assert callable(cli.build_parser().parse_args(words[1:]).work)
 
 
-def test_version_is_in_one_place(capsys):
+def test_the_version_is_defined_once(capsys):
     assert stopped(["--version"]) == 0
     assert capsys.readouterr().out == f"ppa-fast {ppa_fast.__version__}\n"
     project = (PACKAGE.parent / "pyproject.toml").read_text()
-    assert 'version = { attr = "ppa_fast.__version__" }' in project
+    assert 'version = { attr = "ppa_fast.version.__version__" }' in project
     assert ppa_fast.__version__ not in project
 
 
@@ -117,21 +114,29 @@ def test_version_is_in_one_place(capsys):
         ["align"],
         ["evaluate"],
         ["evaluate", "xnli"],
-        ["evaluate", "qa", "--gold", "g.json"],
-        ["evaluate", "nli", "--gold", "g.tsv", "--predictions", "p.txt", "--model", "m"],
+        ["finetune", "--model", "m"],
+        ["finetune", "xnli", "--model", "m"],
         ["evaluate", "qa", "--gold", "g.json", "--predictions", "p.json", "--metric", "rouge"],
         ["sample", "--out", "x"],
-        ["sample", "--out", "x", "--pairs", "many"],
         ["prepare", "--pairs", "en-de:a,b"],
         ["export"],
         ["init", "--tokenizer", "t", "--out", "o", "--family", "t5"],
     ],
     ids=" ".join,
 )
-def test_a_wrong_command_line(arguments, capsys):
+def test_an_invalid_command_line_is_an_error(arguments, capsys):
     assert stopped(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"error: .* \(see ppa-fast.* --help\)", line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [("qa --gold g", "neither"), ("nli --gold g --predictions p --model m", r"both \(\['p'\] and m\)")],
+)
+def test_predictions_and_a_model_are_exclusive(arguments, found, capsys):
+    message = error_of(["evaluate", *arguments.split()], capsys)
+    assert re.fullmatch(rf"error: predictions and model: found {found}, expected one of them", message)
 
 
 @pytest.mark.parametrize(
@@ -142,24 +147,25 @@ def test_a_wrong_command_line(arguments, capsys):
         ("train --modle m", "unknown flag --modle (did you mean --model?) (see ppa-fast train --help)"),
         ("prepare --tokeniser=t", "unknown flag --tokeniser (did you mean --tokenizer?)"),
         ("init --family robert", "found 'robert' (did you mean bert?), expected one of bert, xlm-roberta"),
+        ("finetune nli --local_rank=0 --modle m", "unknown flag --modle (did you mean --model?)"),
         ("export run --zzz 1 --out o", "error: unknown flag --zzz (see ppa-fast export --help)"),
     ],
 )
-def test_the_nearest_word_is_suggested(arguments, message, capsys):
+def test_a_similar_word_is_suggested(arguments, message, capsys):
     assert stopped(arguments.split()) == 2
     assert message in capsys.readouterr().err
 
 
-def test_without_a_verb_there_is_the_overview(capsys):
+def test_without_a_verb_the_overview_is_printed(capsys):
     assert cli.main([]) == 0
     text = capsys.readouterr().out
-    for line in ("a first run:", "  ppa-fast train ", "exit status:", "    prepare "):
+    for line in ("a first run:", "  ppa-fast align ", "exit status:", "    prepare "):
         assert line in text
 
 
 @pytest.fixture
 def here(tiny, tmp_path, monkeypatch):
-    """A folder with two line-parallel files and one that is not, and a model without its tokenizer's files."""
+    """A folder with two line-parallel files, one file that is not parallel, and a model without tokenizer files."""
     monkeypatch.chdir(tmp_path)
     for name, text in {"en": "a\nb\n", "de": "c\nd\n", "fr": "e\n", "one": "x\n"}.items():
         (tmp_path / name).write_text(text)
@@ -173,8 +179,9 @@ def here(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("sample --out new --pairs 0", "error: 0 train lines"),
-        ("sample --out new --pairs -3", "error: -3 train lines"),
+        ("sample --out new --pairs many", "error: pairs: found 'many', expected int"),
+        ("sample --out new --pairs 0", "error: train: found 0 lines, expected 1 to"),
+        ("sample --out new --pairs -3", "error: train: found -3 lines, expected 1 to"),
         ("sample --out new --pairs 5 --dev-pairs -1", "dev"),
         ("sample --out new --pairs 5 --languages de xx", "xx"),
         ("sample --out en --pairs 5", "en"),
@@ -213,13 +220,13 @@ def here(tiny, tmp_path, monkeypatch):
         ("evaluate qa --gold en --predictions de --language zh", "en:1: not JSON"),
         ("evaluate qa --gold en --predictions de", "--gold en: expected LANG:FILE"),
         ("evaluate qa --gold en --predictions de --language zh --json full", "--json full"),
-        ("evaluate nli --gold en --predictions de", "en:1: expected JSON lines or a header"),
+        ("evaluate nli --gold en --predictions de", "en:1: found .*, expected JSON lines or a header"),
         ("evaluate classify --gold en:absent --model MODEL", "--gold en:absent: absent: no such file"),
         ("export absent --out new", "absent"),
         ("export full --out new", "full: not a run folder"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(tiny, here, capsys, arguments, message):
+def test_invalid_input_gives_a_one_line_error_and_status_2(tiny, here, capsys, arguments, message):
     paths = {"TOKENIZER": str(tiny.tokenizer), "MODEL": str(tiny.model)}
     before = sorted(path.name for path in here.iterdir())
     line = error_of([paths.get(word, word) for word in arguments.split()], capsys)
@@ -256,30 +263,30 @@ def test_predictions_in_files_are_scored_without_torch(here):
     assert json.loads((here / "n.json").read_text())["accuracy"] == 0.5
 
 
-# The functions behind it.
+# The functions of the package.
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "export", "evaluate"])
-def test_the_four_functions_are_attributes_of_the_package(name):
+@pytest.mark.parametrize("name", ["align", "prepare", "train", "export", "evaluate"])
+def test_the_functions_are_attributes_of_the_package(name):
     function = getattr(ppa_fast, name)
     assert callable(function)
     assert function.__name__ == name
     assert name in ppa_fast.__all__
 
 
-def test_another_attribute_is_not_there():
-    with pytest.raises(AttributeError, match="module 'ppa_fast' has no attribute 'align'"):
-        _ = ppa_fast.align
+def test_an_unknown_attribute_is_an_error():
+    with pytest.raises(AttributeError, match="module 'ppa_fast' has no attribute 'realign'"):
+        _ = ppa_fast.realign
 
 
-def test_how_files_are_read(monkeypatch, capsys):
+def test_read_options_are_passed_to_prepare(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr("ppa_fast.data.prepare.prepare", lambda *_, **options: calls.append(options["options"]))
+    monkeypatch.setattr("ppa_fast.data.store.prepare.prepare", lambda *_, **options: calls.append(options["options"]))
     command = ["prepare", "--pairs", "en-de:a", "--tokenizer", "t", "--out", "o"]
     assert cli.main([*command, "--format", "csv", "--columns", "src,tgt", "--score-column", "laser"]) == 0
     assert calls == [ReadOptions("csv", ("src", "tgt"), "laser")]
     assert cli.main([*command, "--columns", "src"]) == 2
-    assert "--columns src: expected two names, A,B" in capsys.readouterr().err
+    assert "columns: found 'src', expected two names, A,B" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -290,7 +297,7 @@ def test_how_files_are_read(monkeypatch, capsys):
         ("export", ["export", "run", "--out", "o", "--checkpoint", "best"]),
     ],
 )
-def test_the_command_calls_the_packages_function(monkeypatch, capsys, name, command):
+def test_the_command_calls_the_function_of_the_package(monkeypatch, capsys, name, command):
     calls = []
 
     def fake(*arguments, **options):
@@ -310,13 +317,14 @@ def test_the_command_calls_the_packages_function(monkeypatch, capsys, name, comm
             "126",
             "None",
             "0.05",
+            "0.5",
             "[]",
             str(ReadOptions()),
             str(Filters()),
             "False",
         },
         "evaluate": {"retrieval", "m", "['en-de:a,b']", "None"},
-        "export": {"run", "o", "best"},
+        "export": {"run", "o", "best", "None"},
     }
     assert given == expected[name]
 
@@ -324,20 +332,21 @@ def test_the_command_calls_the_packages_function(monkeypatch, capsys, name, comm
 def test_filters_are_flags_of_prepare(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        importlib.import_module("ppa_fast.data.prepare"), "prepare", lambda *_, **named: calls.append(named)
+        importlib.import_module("ppa_fast.data.store.prepare"), "prepare", lambda *_, **named: calls.append(named)
     )
     command = "prepare --multi en:a de:b --multi en:c fr:d --pivots en de --tokenizer t --out o --length-ratio 3"
     command += " --min-length 2 --max-length 9 --drop-identical --keep-match a b --keep-match c --drop-match d"
+    command += " --exclude en-de:e,f"
     assert cli.main([*command.split(), "--min-score", "-1.5", "--deduplicate"]) == 0
     (named,) = calls
-    filters = Filters(3.0, 2, 9, True, ("a", "b", "c"), ("d",), -1.5)
+    filters = Filters(3.0, 2, 9, True, ("a", "b", "c"), ("d",), -1.5, ("en-de:e,f",))
     assert (named["filters"], named["deduplicate"], named["pivots"]) == (filters, True, ["en", "de"])
     assert named["multi"] == [["en:a", "de:b"], ["en:c", "fr:d"]]
 
 
-def test_train_calls_the_packages_function(monkeypatch):
+def test_train_calls_the_function_of_the_package(monkeypatch):
     calls = []
-    monkeypatch.setattr("ppa_fast.training.loop.train", calls.append)
+    monkeypatch.setattr("ppa_fast.training.trainer.train", calls.append)
     assert ppa_fast.train == calls.append
     command = ["--local_rank=0", "--deepspeed_config", "ds.json", "--model", "m", "--data", "d", "--output", "o"]
     assert cli.main_train([*command, "--epochs", "2"]) == 0
@@ -346,7 +355,7 @@ def test_train_calls_the_packages_function(monkeypatch):
     assert (settings.epochs, settings.steps) == (2.0, None)
 
 
-# How a command ends.
+# The exit of a command.
 
 
 def failing(error):
@@ -358,18 +367,18 @@ def failing(error):
 
 @pytest.fixture
 def doctor(monkeypatch, tmp_path):
-    """Gives ``ppa-fast doctor`` other work to do."""
+    """Replaces the work of ``ppa-fast doctor``."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("RANK", raising=False)
     return lambda work: monkeypatch.setattr("ppa_fast.doctor.main", work)
 
 
-def test_an_internal_error_is_one_line_and_its_traceback_is_kept(doctor, capsys, tmp_path):
+def test_an_internal_error_is_one_line_and_its_traceback_is_saved(doctor, capsys, tmp_path):
     doctor(failing(KeyError("tokens")))
     assert cli.main(["doctor"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     (file,) = tmp_path.iterdir()
-    assert line == f"internal error: KeyError: 'tokens'; its traceback is in {file}, or run again with --debug"
+    assert line == f"internal error: KeyError: 'tokens'; see the traceback in {file}, or run again with --debug"
     assert file.read_text().splitlines()[0] == "Traceback (most recent call last):"
     assert "in work" in file.read_text()
 
@@ -381,7 +390,7 @@ def test_debug_shows_the_traceback(doctor, capsys, tmp_path, arguments, error, s
     assert cli.main(arguments) == status
     first, *_, last = capsys.readouterr().err.splitlines()
     assert first == "Traceback (most recent call last):"
-    assert last in ("internal error: KeyError: 'tokens'; its traceback is above", "error: --out: bad")
+    assert last in ("internal error: KeyError: 'tokens'; the traceback is above", "error: --out: bad")
     assert not list(tmp_path.iterdir())
 
 
@@ -389,14 +398,14 @@ def test_debug_shows_the_traceback(doctor, capsys, tmp_path, arguments, error, s
     ("error", "status", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError("1 TiB"), 1, "error: no memory left (1 TiB): smaller batches need less, see --help"),
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "error: no memory left (CUDA out of memory.): "),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: no memory left (DefaultCPUAllocator"),
+        (MemoryError("1 TiB"), 1, "error: out of memory (1 TiB); reduce the batch size, see --help"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "error: out of memory (CUDA out of memory.); "),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: out of memory (DefaultCPUAllocator"),
         (PermissionError(13, "Permission denied", "store"), 2, "error: store: Permission denied"),
         (UserError("--out: bad"), 2, "error: --out: bad"),
     ],
 )
-def test_each_error_has_its_status_and_line(doctor, capsys, tmp_path, error, status, message):
+def test_each_error_has_a_status_and_a_line(doctor, capsys, tmp_path, error, status, message):
     doctor(failing(error))
     assert cli.main(["doctor"]) == status
     (line,) = capsys.readouterr().err.splitlines()
@@ -405,9 +414,9 @@ def test_each_error_has_its_status_and_line(doctor, capsys, tmp_path, error, sta
 
 
 @pytest.mark.parametrize("arguments", [["doctor", "--quiet"], ["--quiet", "doctor"], ["doctor"]], ids=" ".join)
-def test_quiet_leaves_results_and_errors(doctor, capsys, arguments):
+def test_quiet_keeps_results_and_errors(doctor, capsys, arguments):
     def work():
-        note("worth knowing")
+        logging.getLogger("ppa_fast.subject").info("worth knowing")
         print("the result")
         raise UserError("--out: bad")
 
@@ -436,7 +445,7 @@ sys.exit(run(work, argparse.Namespace(quiet=False, debug=False)))
     ("number", "status", "errors"),
     [(signal.SIGINT, 130, ["undone", "interrupted"]), (signal.SIGTERM, 143, ["undone"])],
 )
-def test_a_signal_undoes_what_is_under_way(number, status, errors):
+def test_a_signal_undoes_incomplete_work(number, status, errors):
     command = [sys.executable, "-c", SCRIPT.format(work="signal.pause()")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -446,7 +455,7 @@ def test_a_signal_undoes_what_is_under_way(number, status, errors):
     assert (process.returncode, err.splitlines()) == (status, errors)
 
 
-def test_a_reader_who_has_enough_is_no_error():
+def test_a_closed_stdout_is_not_an_error():
     command = [sys.executable, "-c", SCRIPT.format(work="print('x\\n' * 1_000_000)")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -458,7 +467,7 @@ def test_a_reader_who_has_enough_is_no_error():
 
 
 def test_another_broken_pipe_is_an_error():
-    """A worker that is gone, say: the command has not done its work."""
+    """For example of a worker that has exited: the command has not done its work."""
     work = "r, w = os.pipe(); os.close(r); os.write(w, b'x')"
     command = [sys.executable, "-c", SCRIPT.format(work=work)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -495,17 +504,17 @@ def test_bash_completes_verbs_flags_choices_and_files(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("shell", ["zsh", "tcsh"])
-def test_other_shells_have_a_script_too(shell, capsys):
+def test_other_shells_have_a_completion_script(shell, capsys):
     assert cli.main(["completion", shell]) == 0
     assert "retrieval" in capsys.readouterr().out
 
 
-# Training's own entry.
+# The entry point of training.
 
 
-def test_a_signal_before_the_loop_ends_training_by_an_exception(monkeypatch):
-    """What is under way, such as DeepSpeed's first compilation, can let go of its lock."""
-    monkeypatch.setattr("ppa_fast.training.loop.train", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
+def test_a_signal_before_the_training_loop_raises_an_exception(monkeypatch):
+    """Work in progress, such as DeepSpeed's first compilation, can then release its lock."""
+    monkeypatch.setattr("ppa_fast.training.trainer.train", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     try:
         command = ["--deepspeed_config", "ds.json", "--model", "m", "--data", "d", "--output", "o"]
@@ -530,7 +539,7 @@ def test_a_signal_before_the_loop_ends_training_by_an_exception(monkeypatch):
         ("--learning-rate fast", "learning_rate: found 'fast'"),
     ],
 )
-def test_train_says_what_is_wrong_in_one_line(tiny, here, capsys, monkeypatch, arguments, message):
+def test_train_reports_an_error_in_one_line(tiny, here, capsys, monkeypatch, arguments, message):
     monkeypatch.delenv("RANK", raising=False)
     write_config(here / "ds.json")
     paths = {"STORE": str(tiny.store), "MODEL": str(tiny.model)}
@@ -539,20 +548,27 @@ def test_train_says_what_is_wrong_in_one_line(tiny, here, capsys, monkeypatch, a
     assert not (here / "run").exists()
 
 
-def test_other_ranks_leave_the_message_to_rank_0(capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    assert cli.main_train([]) == 2
-    assert capsys.readouterr().err == ""
+def test_only_rank_0_prints_the_error(capsys, monkeypatch):
+    def fail(settings):
+        raise UserError("model: not given")
+
+    monkeypatch.setattr("ppa_fast.training.trainer.train", fail)
+    for rank, printed in ((0, "error: model: not given\n"), (1, "")):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert cli.main_train([]) == 2
+        assert capsys.readouterr().err == printed
 
 
 @pytest.mark.parametrize("arguments", [["--optimizer", "adam"], ["--pooling", "max"], ["--deepspeed", "x"], ["extra"]])
-def test_train_with_a_wrong_command_line(arguments, capsys):
+def test_train_with_an_invalid_command_line_is_an_error(arguments, capsys):
     assert stopped(arguments, cli.main_train) == 2
     assert "error: " in capsys.readouterr().err
 
 
-def test_train_as_a_script_imports_the_package_and_nothing_of_it_as_top_level(tmp_path):
-    """``deepspeed ppa_fast/train.py`` puts ppa_fast/ first on sys.path, where settings.py, data/ … would shadow."""
+def test_train_as_a_script_imports_no_module_of_the_package_as_top_level(tmp_path):
+    """``deepspeed ppa_fast/train.py`` puts ppa_fast/ first on sys.path, where settings/, data/ and others would shadow
+    installed packages."""
     script = os.path.relpath(PACKAGE / "train.py", tmp_path)
     spy = "import atexit, sys\natexit.register(lambda: print('sys.path:', *sys.path, sep='\\n', file=sys.stderr))\n"
     (tmp_path / "sitecustomize.py").write_text(spy)
@@ -573,7 +589,7 @@ def test_train_as_a_script_imports_the_package_and_nothing_of_it_as_top_level(tm
     assert PACKAGE.parent in {(tmp_path / entry).resolve() for entry in path.splitlines()}
 
 
-def test_train_as_a_script_ends_with_status_2_for_bad_input(tmp_path):
+def test_train_as_a_script_exits_with_status_2_for_invalid_input(tmp_path):
     done = subprocess.run(
         [sys.executable, str(PACKAGE / "train.py"), "--steps", "0"],
         cwd=tmp_path,
@@ -583,3 +599,35 @@ def test_train_as_a_script_ends_with_status_2_for_bad_input(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["error: steps: found 0, expected more than 0"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], [], ["completion", "bash"]])
+def test_a_full_disk_behind_stdout(words):
+    """One line and status 2; the interpreter adds nothing when it exits."""
+    program = "import sys; from ppa_fast import cli; sys.exit(cli.main())"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == (
+        "error: the output cannot be written: no space is left on the device; free some, then give the same command "
+        "again\n"
+    )
+    assert done.returncode == 2
+
+
+def test_help_shows_on_a_terminal_of_any_encoding():
+    program = "import sys; from ppa_fast import cli; sys.exit(cli.main())"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for words in VERBS:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words, "--help"], env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, ""), words
+
+
+@pytest.mark.parametrize(("rank", "ranks", "shown"), [("1", "2", False), ("1", None, True), ("x", "2", True)])
+def test_only_an_error_that_the_first_rank_shows_too_is_hidden(monkeypatch, capsys, rank, ranks, shown):
+    monkeypatch.setenv("RANK", rank)
+    if ranks:
+        monkeypatch.setenv("WORLD_SIZE", ranks)
+    assert cli.main(["init", "--tokenizer", "/absent", "--out", "new"]) == 2
+    assert ("no such folder" in capsys.readouterr().err) == shown

@@ -8,7 +8,7 @@ from ppa_fast import doctor
 from ppa_fast.ops import library
 
 
-def test_it_tells_versions_and_backends(capsys):
+def test_versions_and_backends_are_reported(capsys):
     doctor.main()
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     found = {what.strip(): finding.strip() for what, finding in lines.items()}
@@ -22,7 +22,7 @@ def test_it_tells_versions_and_backends(capsys):
     assert {"deepspeed", "packer", "CUDA library", "NVIDIA driver"} <= found.keys()
 
 
-def test_what_is_missing_is_a_finding(monkeypatch, tmp_path):
+def test_missing_tools_are_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setitem(library.LIBRARIES, "cuda", tmp_path / "_C_cuda.so")
@@ -34,25 +34,25 @@ def test_what_is_missing_is_a_finding(monkeypatch, tmp_path):
     assert doctor._version("no-such-package") == "not installed"
 
 
-def test_a_foreign_cuda_library_is_a_finding(monkeypatch, tmp_path):
+def test_an_unreadable_cuda_library_is_reported(monkeypatch, tmp_path):
     (tmp_path / "_C_cuda.so").write_bytes(b"no library")
     monkeypatch.setitem(library.LIBRARIES, "cuda", tmp_path / "_C_cuda.so")
     assert dict(doctor.report())["CUDA library"].startswith("unknown (")
 
 
-def test_it_tells_what_to_do_next(monkeypatch, tmp_path):
+def test_the_next_step_is_reported(monkeypatch, tmp_path):
     monkeypatch.delenv("PPA_FAST_BACKEND", raising=False)
-    monkeypatch.setattr(doctor.pack, "WHY_NOT_NATIVE", "")
+    monkeypatch.setattr(doctor.packing, "WHY_NOT_NATIVE", "")
     monkeypatch.setattr(library, "why_not_native", lambda device: None)
-    assert dict(doctor.report())["next"] == "all is there: make demo, or ppa-fast --help"
+    assert dict(doctor.report())["next"] == "everything is built: run make demo or ppa-fast --help"
 
     monkeypatch.setattr(library, "why_not_native", lambda device: "not built")
     monkeypatch.setenv("CXX", "no-such-compiler")
     build = "python setup.py build_ext --inplace"
-    assert doctor._next() == f"install no-such-compiler and put it on the PATH, then {build}"
+    assert doctor._next_step() == f"install no-such-compiler and put it on the PATH, then {build}"
     monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor._next() == f"install no-such-compiler and nvcc and put them on the PATH, then {build}"
+    assert doctor._next_step() == f"install no-such-compiler and nvcc and put them on the PATH, then {build}"
 
     monkeypatch.setenv("PPA_FAST_BACKEND", "reference")
-    assert doctor._next().startswith("unset PPA_FAST_BACKEND")
+    assert doctor._next_step().startswith("unset PPA_FAST_BACKEND")

@@ -1,7 +1,8 @@
-"""Models, tokenizers and data sets by the names that they have on a hub."""
+"""Models, tokenizers and data sets by their names on a hub."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,7 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from ppa_fast.data.store.tokenize import load_tokenizer
+from ppa_fast.errors import UserError
+from ppa_fast.model.encoder import load_encoder
 from tests.conftest import write_config
 from tests.hub import hub
 
@@ -38,7 +43,7 @@ def repositories(tiny, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_model_and_a_data_set_by_name(repositories: Path, tmp_path: Path) -> None:
+def test_a_model_and_a_data_set_are_loaded_by_name(repositories: Path, tmp_path: Path) -> None:
     store, output = tmp_path / "store", tmp_path / "run"
     with hub(repositories) as environment:
         done = run(
@@ -55,7 +60,7 @@ def test_a_model_and_a_data_set_by_name(repositories: Path, tmp_path: Path) -> N
     assert "base_model: org/encoder" in (tmp_path / "aligned" / "README.md").read_text()
 
 
-def test_names_that_are_not_there(repositories: Path, tmp_path: Path) -> None:
+def test_an_unknown_name_is_an_error(repositories: Path, tmp_path: Path) -> None:
     with hub(repositories) as environment:
         for pairs, tokenizer, found in (
             ("en-de:hf:org/absent", "org/encoder", "error: hf:org/absent: cannot be read: "),
@@ -64,3 +69,39 @@ def test_names_that_are_not_there(repositories: Path, tmp_path: Path) -> None:
             done = run(environment, "prepare", "--pairs", pairs, "--tokenizer", tokenizer, "--out", tmp_path / "store")
             assert done.returncode == 2, done.stderr
             assert done.stderr.splitlines()[-1].startswith(found)
+
+
+def test_a_pickle_error_does_not_advise_to_run_the_file(tiny, tmp_path: Path) -> None:
+    """torch's own message advises ``weights_only=False``."""
+    model = shutil.copytree(tiny.model, tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    for content in (Path("/"), subprocess.Popen):  # objects of classes that torch does not load
+        with (model / "pytorch_model.bin").open("wb") as file:
+            torch.save({"weight": content}, file)
+        with pytest.raises(UserError) as caught:
+            load_encoder(model)
+        assert str(caught.value) == (
+            f"{model}: cannot be loaded with AutoModel: its weights are a pickle file with more than tensors, which "
+            "would run code and is never loaded; expected weights in safetensors"
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokenizer", "name"),
+    [("xlm-roberta", "XLMRobertaTokenizer", "sentencepiece.bpe.model"), ("albert", "AlbertTokenizer", "spiece.model")],
+)
+@pytest.mark.parametrize("missing", [{"sentencepiece"}, {"sentencepiece", "google.protobuf"}])
+def test_a_sentencepiece_model_alone_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tokenizer: str, name: str, missing: set[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer}))
+    (tmp_path / name).write_bytes(b"\x0a\x0e\x0a\x05<unk>")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "ppa_fast.hub.importlib.util.find_spec", lambda module: None if module in missing else find(module)
+    )
+    packages = "sentencepiece protobuf" if "google.protobuf" in missing else "sentencepiece"
+    message = rf"^{tmp_path}: .*a SentencePiece model without tokenizer.json; run pip install {packages}$"
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(str(tmp_path))

@@ -1,18 +1,17 @@
-#include <tuple>
-
 #include "bindings/backend.h"
 
 namespace ppa::bindings {
 
 // assemble(Tensor a_tokens, Tensor a_offsets, Tensor b_tokens, Tensor b_offsets, Tensor pair_ids, Tensor epochs,
-//          Tensor query_cu_seqlens, Tensor masked_cu_rows, SymInt query_tokens, SymInt masked, int seed, int cls, int
+//          Tensor query_cu_seqlens, Tensor masked_offsets, SymInt query_tokens, SymInt masked, int seed, int cls, int
 //          sep, int mask, int vocab_size, float mask_probability, bool input_shuffling)
-//   -> (query_tokens, query_positions, key_tokens, key_cu_seqlens, key_positions, tlm_tokens, tlm_cu_seqlens,
-//       tlm_positions, masked_rows, labels, swap)
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> assemble(
-    Tensor a_tokens, Tensor a_offsets, Tensor b_tokens, Tensor b_offsets, Tensor pair_ids, Tensor epochs,
-    Tensor query_cu_seqlens, Tensor masked_cu_rows, int64_t query_tokens, int64_t masked, int64_t seed, int64_t cls,
-    int64_t sep, int64_t mask, int64_t vocab_size, double mask_probability, bool input_shuffling) {
+//   -> Tensor: int32, one allocation that holds query_tokens, query_positions, key_tokens, key_cu_seqlens,
+//      key_positions, tlm_tokens, tlm_cu_seqlens, tlm_positions, masked_rows, labels and swap in this order. Each
+//      starts at a multiple of 16 bytes; the padding between them is 0.
+Tensor assemble(Tensor a_tokens, Tensor a_offsets, Tensor b_tokens, Tensor b_offsets, Tensor pair_ids, Tensor epochs,
+                Tensor query_cu_seqlens, Tensor masked_offsets, int64_t query_tokens, int64_t masked, int64_t seed,
+                int64_t cls, int64_t sep, int64_t mask, int64_t vocab_size, double mask_probability,
+                bool input_shuffling) {
   using enum ScalarType;
   expect(pair_ids, "pair_ids", {Long}, {-1});
   const int64_t n = pair_ids.size(0);
@@ -26,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   same(b_offsets, "b_offsets", Int, n + 1);
   same(epochs, "epochs", Long, n);
   same(query_cu_seqlens, "query_cu_seqlens", Int, n + 1);
-  same(masked_cu_rows, "masked_cu_rows", Int, n + 1);
+  same(masked_offsets, "masked_offsets", Int, n + 1);
   const int64_t a_count = a_tokens.size(0), b_count = b_tokens.size(0), ordinary = a_count + b_count;
   STD_TORCH_CHECK(ordinary + 4 * n <= INT32_MAX, "a_tokens: found ", ordinary, " tokens on both sides and ", n,
                   " pairs, expected at most 2^31 - 1 with 4 for each pair");
@@ -55,33 +54,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   args.pair_ids = data<const int64_t>(pair_ids);
   args.epochs = data<const int64_t>(epochs);
   args.query_cu_seqlens = data<const int32_t>(query_cu_seqlens);
-  args.masked_cu_rows = data<const int32_t>(masked_cu_rows);
+  args.masked_offsets = data<const int32_t>(masked_offsets);
   args.n = n;
   args.a_count = a_count;
   args.b_count = b_count;
   args.query_count = query_tokens;
   args.masked_count = masked;
 
-  const auto out = [&]<typename T>(T*& pointer, int64_t size, ScalarType type) {
-    const Tensor tensor = empty(pair_ids, {size}, type);
-    pointer = data<T>(tensor);
-    return tensor;
+  // Sets the output pointers for a buffer that starts at this address; returns its size in bytes.
+  const auto place = [&](uintptr_t buffer) {
+    uintptr_t end = buffer;
+    const auto take = [&]<typename T>(T*& pointer, int64_t size) {
+      pointer = reinterpret_cast<T*>(end);
+      end += ceil_div(size * static_cast<int64_t>(sizeof(T)), kAssembleAlignment) * kAssembleAlignment;
+    };
+    take(args.query_tokens, args.query_count);
+    take(args.query_positions, args.query_count);
+    take(args.key_tokens, args.key_count());
+    take(args.key_cu_seqlens, n + 1);
+    take(args.key_positions, args.key_count());
+    take(args.tlm_tokens, args.tlm_count());
+    take(args.tlm_cu_seqlens, n + 1);
+    take(args.tlm_positions, args.tlm_count());
+    take(args.masked_rows, masked);
+    take(args.labels, masked);
+    take(args.swap, n);
+    return static_cast<int64_t>(end - buffer);
   };
-  const Tensor query = out(args.query_tokens, args.query_count, Int);
-  const Tensor query_positions = out(args.query_positions, args.query_count, Int);
-  const Tensor key = out(args.key_tokens, args.key_count(), Int);
-  const Tensor key_cu_seqlens = out(args.key_cu_seqlens, n + 1, Int);
-  const Tensor key_positions = out(args.key_positions, args.key_count(), Int);
-  const Tensor tlm = out(args.tlm_tokens, args.tlm_count(), Int);
-  const Tensor tlm_cu_seqlens = out(args.tlm_cu_seqlens, n + 1, Int);
-  const Tensor tlm_positions = out(args.tlm_positions, args.tlm_count(), Int);
-  const Tensor masked_rows = out(args.masked_rows, masked, Long);
-  const Tensor labels = out(args.labels, masked, Long);
-  const Tensor swap = out(args.swap, n, Bool);
+  const Tensor out = empty(pair_ids, {place(0) / static_cast<int64_t>(sizeof(int32_t))}, Int);
+  place(reinterpret_cast<uintptr_t>(out.data_ptr()));
   const Launch launch(pair_ids);
   Launch::check(backend::assemble(launch.context(), args), "assemble");
-  return {query,          query_positions, key,         key_cu_seqlens, key_positions, tlm,
-          tlm_cu_seqlens, tlm_positions,   masked_rows, labels,         swap};
+  return out;
 }
 
 PPA_LIBRARY(m) { m.impl("assemble", TORCH_BOX(&assemble)); }

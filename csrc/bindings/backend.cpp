@@ -22,14 +22,14 @@ Launch::Launch(const Tensor&) : context_{nullptr, 2, 227 * 1024} {}
 
 #else
 
-// For `ppa-fast doctor`, which asks without a device.
+// `ppa-fast doctor` calls these functions; they need no device.
 extern "C" __attribute__((visibility("default"))) const char* ppa_architectures() { return PPA_ARCHITECTURES; }
 extern "C" __attribute__((visibility("default"))) int ppa_finds_torch_stream();
 
 namespace {
 
-// torch's current stream. The function is libtorch_cuda's, which torch loads privately and a CPU build of torch does
-// not have: looked up where torch has loaded it, so that this library links, and loads, without it.
+// Returns torch's current stream. The function is part of libtorch_cuda, which a CPU build of torch does not have and
+// which torch loads privately. It is looked up at run time, so that this library links and loads without it.
 using CurrentStream = AOTITorchError (*)(int32_t, void**);
 
 CurrentStream find_current_stream() {

@@ -1,6 +1,6 @@
-// What the bindings share: the checks of arguments, and the backend that a library is built for. Each file of this
-// folder is compiled once for every backend; only here and there is torch included, through its stable ABI, so that one
-// binary serves every torch from 2.11 on and every Python.
+// The checks of arguments, and the choice of the backend that a library is built for. Each file of this folder is
+// compiled once per backend. Only this folder includes torch, through its stable ABI, so that one binary works with
+// every torch from 2.11 on and with every Python.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -38,8 +38,8 @@ inline std::string shape_of(const Tensor& tensor) {
   return text + "]";
 }
 
-// Raises a RuntimeError that names the argument unless it is a contiguous tensor of one of these types on the backend's
-// device.
+// Raises a RuntimeError that names the argument, unless it is a contiguous tensor of one of these types on the device
+// of the backend.
 inline void expect_contiguous(const Tensor& tensor, const char* name, std::initializer_list<ScalarType> types) {
   bool fits = false;
   std::string wanted;
@@ -56,7 +56,7 @@ inline void expect_contiguous(const Tensor& tensor, const char* name, std::initi
 #endif
 }
 
-// The same for a tensor that must have this shape (-1: any size).
+// The same, for a tensor that must also have this shape (-1: any size).
 inline void expect(const Tensor& tensor, const char* name, std::initializer_list<ScalarType> types,
                    std::initializer_list<int64_t> shape) {
   expect_contiguous(tensor, name, types);
@@ -95,7 +95,7 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// Makes the tensor's device the current one and knows where to launch, as long as it lives.
+// Makes the tensor's device the current one during its lifetime, and holds the context for the launchers.
 class Launch {
  public:
   explicit Launch(const Tensor& tensor);

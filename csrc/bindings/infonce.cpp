@@ -10,9 +10,9 @@ namespace ppa::bindings {
 
 namespace {
 
-constexpr int64_t kMaxDim = 1024;
+constexpr int64_t kMaxDim = 4096;
 
-// Kernels move 16 bytes at a time.
+// The kernels load 16 bytes at a time.
 void expect_aligned(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0, name,
                   ": expected an address that is a multiple of 16 bytes");
@@ -31,30 +31,30 @@ Ring ring_of(const Tensor& ring, const Tensor& ring_groups, const Tensor& state)
           ring.size(1)};
 }
 
-// out <- a b, in fp32: torch's own matrix product, whatever the backend.
+// out <- a b in fp32, by torch's own matrix product on every backend.
 void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   using torch::stable::detail::from;
   if (a.scalar_type() == ScalarType::Float) {
     std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
     torch::stable::detail::to<Tensor>(stack[0]);
   } else {
     std::array<StableIValue, 4> stack{from(a), from(b), from(ScalarType::Float), from(out)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
     torch::stable::detail::to<Tensor>(stack[0]);
   }
 }
 
-// As `multiply` takes it: on the CPU torch has no product of 16-bit types into fp32.
+// Converts an operand of `multiply`: on the CPU, torch has no product of 16-bit types into fp32.
 Tensor operand(const Tensor& tensor) {
-#ifdef PPA_BACKEND_CUDA
-  return tensor;
-#else
+#ifdef PPA_BACKEND_CPU
   return tensor.scalar_type() == ScalarType::Float ? tensor : torch::stable::to(tensor, ScalarType::Float);
+#else
+  return tensor;
 #endif
 }
 
-// Rows or columns first .. first + n - 1.
+// Returns the rows or columns first .. first + n - 1.
 Tensor part(Tensor tensor, int64_t dimension, int64_t first, int64_t n) {
   return torch::stable::narrow(tensor, dimension, first, n);
 }
@@ -63,9 +63,9 @@ struct Span {
   int64_t first, rows;
 };
 
-// The rows that chunks are cut from. Where the state can be read these are the live ones, one span or, where they wrap,
-// two; a GPU's host must not wait for it and takes the whole ring, whose rows are all finite (`enqueue` sees to that):
-// a weight of 0 is then enough to leave one out.
+// The ring rows that are split into chunks. On the CPU the state can be read: the live rows are one span, or two if
+// they wrap around. On a GPU reading the state would synchronise, so the span is the complete ring. All its rows are
+// finite (`enqueue` guarantees it), so a weight of 0 is enough to exclude a row.
 std::vector<Span> spans(const Ring& ring) {
 #ifdef PPA_BACKEND_CPU
   const RingState state = ring_checked(*ring.state, ring.rows);
@@ -78,14 +78,22 @@ std::vector<Span> spans(const Ring& ring) {
 #endif
 }
 
-// Chunk by chunk of the ring: one product gives the dot products, another one the sums of the rows by their weights.
+// A view of the weights in the memory of the dot products, which must outlive it. Row i starts where its dot products
+// start.
+Tensor weights_in(const Tensor& dots, DType type, const Tensor& ring) {
+  if (type == DType::kFloat32) return dots;
+  const int64_t stride = dots.size(1) * static_cast<int64_t>(sizeof(float) / 2);
+  return torch::stable::from_blob(dots.data_ptr(), {dots.size(0), dots.size(1)}, {stride, 1}, dots.device(),
+                                  ring.scalar_type());
+}
+
+// Processes the ring in chunks: one product computes the dot products, a second one the weighted sums of the rows.
 void infonce_chunks(const Launch& launch, const InfoNceArgs& args, const InfoNcePlan& plan, const Tensor& query,
                     const Tensor& ring, const Tensor& weighted) {
-  const bool in_place = plan.weights_type == DType::kFloat32;
   const Tensor dots = empty(query, {args.n, plan.columns}, ScalarType::Float);
-  const Tensor weights = in_place ? dots : empty(query, {args.n, plan.columns}, ring.scalar_type());
+  const Tensor weights = weights_in(dots, plan.weights_type, ring);
   const Tensor queries = operand(query), sums = torch::stable::select(weighted, 0, 1);
-  InfoNceChunk chunk{data<float>(dots), data<void>(weights), plan.columns, 0, 0, true};
+  InfoNceChunk chunk{data<float>(dots), plan.columns, 0, 0, true};
   for (const Span& span : spans(args.ring)) {
     for (int64_t done = 0; done < span.rows || chunk.first; done += plan.columns, chunk.first = false) {
       chunk.first_row = span.first + done;
@@ -93,27 +101,27 @@ void infonce_chunks(const Launch& launch, const InfoNceArgs& args, const InfoNce
       const Tensor rows = operand(part(ring, 0, chunk.first_row, chunk.rows));
       multiply(queries, torch::stable::transpose(rows, 0, 1), part(dots, 1, 0, chunk.rows));
       Launch::check(backend::infonce_chunk(launch.context(), args, chunk), "infonce");
-      multiply(operand(part(weights, 1, 0, chunk.rows)), rows, sums);
+      multiply(part(weights, 1, 0, chunk.rows), rows, sums);
     }
   }
 }
 
 }  // namespace
 
-// enqueue(Tensor keys, Tensor groups, Tensor positions, Tensor(a!) ring, Tensor(b!) ring_groups, Tensor(c!) state) ->
-// ()
-void enqueue(Tensor keys, Tensor groups, Tensor positions, Tensor ring, Tensor ring_groups, Tensor state) {
+// enqueue(Tensor keys, Tensor groups, Tensor step_indices, Tensor(a!) ring, Tensor(b!) ring_groups, Tensor(c!) state)
+//   -> ()
+void enqueue(Tensor keys, Tensor groups, Tensor step_indices, Tensor ring, Tensor ring_groups, Tensor state) {
   const Ring to = ring_of(ring, ring_groups, state);
   expect(keys, "keys", {ScalarType::Float, ring.scalar_type()}, {-1, to.dim});
   expect_same_device(keys, "keys", ring, "ring");
   const int64_t n = keys.size(0);
   expect(groups, "groups", {ScalarType::Long}, {n});
   expect_same_device(groups, "groups", ring, "ring");
-  expect(positions, "positions", {ScalarType::Long}, {n});
-  expect_same_device(positions, "positions", ring, "ring");
+  expect(step_indices, "step_indices", {ScalarType::Long}, {n});
+  expect_same_device(step_indices, "step_indices", ring, "ring");
   if (n == 0) return;
   const Launch launch(ring);
-  const EnqueueArgs args{to, data<void>(keys), dtype_of(keys), data<int64_t>(groups), data<int64_t>(positions), n};
+  const EnqueueArgs args{to, data<void>(keys), dtype_of(keys), data<int64_t>(groups), data<int64_t>(step_indices), n};
   Launch::check(backend::enqueue(launch.context(), args), "enqueue");
 }
 
@@ -128,9 +136,9 @@ void commit(Tensor state, int64_t written, int64_t size, int64_t rows) {
 }
 
 // infonce(Tensor query, Tensor positive, Tensor groups, Tensor(a!) ring, Tensor(b!) ring_groups, Tensor(c!) state,
-//         Tensor? positions, float temperature) -> (Tensor loss, Tensor top1, Tensor dq)
+//         Tensor? step_indices, float temperature) -> (Tensor loss, Tensor top1, Tensor dq)
 std::tuple<Tensor, Tensor, Tensor> infonce(Tensor query, Tensor positive, Tensor groups, Tensor ring,
-                                           Tensor ring_groups, Tensor state, std::optional<Tensor> positions,
+                                           Tensor ring_groups, Tensor state, std::optional<Tensor> step_indices,
                                            double temperature) {
   InfoNceArgs args{};
   args.ring = ring_of(ring, ring_groups, state);
@@ -146,10 +154,10 @@ std::tuple<Tensor, Tensor, Tensor> infonce(Tensor query, Tensor positive, Tensor
   expect_same_device(query, "query", ring, "ring");
   expect_same_device(positive, "positive", ring, "ring");
   expect_same_device(groups, "groups", ring, "ring");
-  if (positions) {
-    expect(*positions, "positions", {ScalarType::Long}, {n});
-    expect_same_device(*positions, "positions", ring, "ring");
-    args.positions = data<int64_t>(*positions);
+  if (step_indices) {
+    expect(*step_indices, "step_indices", {ScalarType::Long}, {n});
+    expect_same_device(*step_indices, "step_indices", ring, "ring");
+    args.step_indices = data<int64_t>(*step_indices);
   }
   expect_aligned(ring, "ring");
   expect_aligned(query, "query");

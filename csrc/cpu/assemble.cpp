@@ -9,21 +9,21 @@ namespace ppa::cpu {
 
 namespace {
 
-constexpr int64_t kGrain = 1 << 14;  // TLM tokens: 0.1 ms, a thread's share is worth its start
+constexpr int64_t kGrain = 1 << 14;  // TLM tokens: 0.1 ms of work, more than the start of a thread costs
 
-// What can be wrong with the data, a bit each: the lowest one found is told, whichever thread met it first.
+// The faults that the data can have, one bit each. The lowest one is reported, whichever thread finds a fault first.
 enum Fault { kAOffsets, kBOffsets, kQueryLayout, kMaskedLayout, kATokens, kBTokens, kFaults };
 
 constexpr const char* kMessages[kFaults] = {
     "a_offsets: expected 0 first, the number of a_tokens last, and no decrease",
     "b_offsets: expected 0 first, the number of b_tokens last, and no decrease",
     "query_cu_seqlens: not the layout of these pairs with this seed and input_shuffling",
-    "masked_cu_rows: not the layout of these pairs with this seed, mask_probability and input_shuffling",
+    "masked_offsets: not the layout of these pairs with this seed, mask_probability and input_shuffling",
     "a_tokens: an id outside the vocabulary",
     "b_tokens: an id outside the vocabulary",
 };
 
-// Boundaries of part i of a whole of `count` elements in `n` parts.
+// Whether the boundaries of part i are valid, for `count` elements in `n` parts.
 PPA_INLINE bool bounds_fit(const int32_t* bounds, int64_t i, int64_t n, int64_t count) {
   return bounds[i] >= 0 && bounds[i] <= bounds[i + 1] && bounds[i + 1] <= count && (i > 0 || bounds[i] == 0) &&
          (i + 1 < n || bounds[i + 1] == count);
@@ -33,7 +33,7 @@ PPA_INLINE void count_up(int32_t* __restrict positions, int64_t n) {
   for (int64_t i = 0; i < n; ++i) positions[i] = static_cast<int32_t>(i);
 }
 
-// Copies a row to its two streams; returns whether all its ids are in the vocabulary.
+// Copies a row to its sentence and to its TLM sequence; returns whether all ids are in the vocabulary.
 PPA_INLINE bool copy_row(const int32_t* __restrict row, int64_t n, uint32_t vocab_size, int32_t* __restrict sentence,
                          int32_t* __restrict tlm) {
   uint32_t outside = 0;
@@ -44,13 +44,13 @@ PPA_INLINE bool copy_row(const int32_t* __restrict row, int64_t n, uint32_t voca
   return outside == 0;
 }
 
-// Where the next masked row of a pair goes, and where the next pair's begin.
+// The index of the next masked position of a pair in the outputs, and the first index of the next pair.
 struct MaskedRows {
   int64_t next, end;
 };
 
-// Masks the n tokens that begin at `position` of the TLM sequence that begins at tlm_at; returns whether their rows
-// fit.
+// Masks the n tokens from `position` on of the TLM sequence that starts at tlm_at. Returns false if the pair has more
+// masked positions than the layout allows.
 PPA_INLINE bool mask_row(const AssembleArgs& args, int64_t i, int64_t tlm_at, int64_t position, int64_t n,
                          MaskedRows& rows) {
   MaskingLanes lanes;
@@ -58,7 +58,7 @@ PPA_INLINE bool mask_row(const AssembleArgs& args, int64_t i, int64_t tlm_at, in
     masking_lanes(args.masking.seed, args.epochs[i], args.pair_ids[i], position + done, lanes);
     const int here = static_cast<int>(n - done < kMaskingLanes ? n - done : kMaskingLanes);
     int chosen[kMaskingLanes], count = 0;
-    for (int lane = 0; lane < here; ++lane) {  // without a branch that one token in seven would take
+    for (int lane = 0; lane < here; ++lane) {  // no branch, because one token in seven would take it
       chosen[count] = lane;
       count += lanes.w0[lane] < args.masking.select;
     }
@@ -75,7 +75,7 @@ PPA_INLINE bool mask_row(const AssembleArgs& args, int64_t i, int64_t tlm_at, in
   return true;
 }
 
-// Pairs [begin, end); returns the faults found. A pair whose place in the streams is not certain is left out.
+// Assembles pairs [begin, end); returns the faults found. A pair whose output offsets are invalid is skipped.
 PPA_MULTIVERSION unsigned assemble_pairs(const AssembleArgs& args, int64_t begin, int64_t end) {
   unsigned faults = 0;
   for (int64_t i = begin; i < end; ++i) {
@@ -91,7 +91,7 @@ PPA_MULTIVERSION unsigned assemble_pairs(const AssembleArgs& args, int64_t begin
       faults |= 1u << kQueryLayout;
       continue;
     }
-    if (!bounds_fit(args.masked_cu_rows, i, args.n, args.masked_count)) {
+    if (!bounds_fit(args.masked_offsets, i, args.n, args.masked_count)) {
       faults |= 1u << kMaskedLayout;
       continue;
     }
@@ -111,7 +111,7 @@ PPA_MULTIVERSION unsigned assemble_pairs(const AssembleArgs& args, int64_t begin
     count_up(args.key_positions + key_at, last - separator + 1);
     count_up(args.tlm_positions + tlm_at, last + 1);
 
-    MaskedRows rows{args.masked_cu_rows[i], args.masked_cu_rows[i + 1]};
+    MaskedRows rows{args.masked_offsets[i], args.masked_offsets[i + 1]};
     if (args.masking.select == 0) {
       faults |= (rows.next != rows.end) << kMaskedLayout;
       continue;
@@ -127,13 +127,14 @@ PPA_MULTIVERSION unsigned assemble_pairs(const AssembleArgs& args, int64_t begin
 
 Status assemble(const Context& context, const AssembleArgs& args) {
   args.key_cu_seqlens[0] = args.tlm_cu_seqlens[0] = 0;
+  zero_padding(args);
   std::atomic<unsigned> found = 0;
-  // No pairs: an empty whole must still begin and end where it should.
+  // Without pairs the loop below checks nothing, but the first and last boundaries must still be 0.
   if (args.n == 0) {
     found = (args.a_offsets[0] != 0 || args.a_count != 0) << kAOffsets |
             (args.b_offsets[0] != 0 || args.b_count != 0) << kBOffsets |
             (args.query_cu_seqlens[0] != 0 || args.query_count != 0) << kQueryLayout |
-            (args.masked_cu_rows[0] != 0 || args.masked_count != 0) << kMaskedLayout;
+            (args.masked_offsets[0] != 0 || args.masked_count != 0) << kMaskedLayout;
   }
   const int64_t grain = ceil_div(kGrain * args.n, args.tlm_count() + 1);
   parallel(context, args.n, grain, [&](int64_t begin, int64_t end) {

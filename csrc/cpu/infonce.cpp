@@ -10,18 +10,19 @@ namespace ppa::cpu {
 
 namespace {
 
-constexpr int64_t kLanes = 16;  // floats that are reduced side by side, whatever the vector's width: one order of sums
+// Partial sums of a reduction. Fixed, so that the order of additions does not depend on the vector width.
+constexpr int64_t kLanes = 16;
 
-// A chunk's dot products: they stay in the second-level cache from the first product to the second.
+// Dot products of a chunk. They stay in the L2 cache between the two matrix products.
 constexpr int64_t kChunk = int64_t{1} << 19;  // floats: 2 MB
 constexpr int64_t kMinColumns = 512, kMaxColumns = 8192;
 
-constexpr int64_t kGrain = 1 << 14;  // elements of a thread's share
+constexpr int64_t kGrain = 1 << 14;  // minimum elements per thread
 
 int64_t grain_of_rows(int64_t elements) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(elements, 1)); }
 
-// A row of dot products becomes weights, those of the query's own group 0. Reads and writes up to the next multiple of
-// kLanes after n.
+// Turns a row of dot products into weights, which are 0 for keys of the query's own group. Reads and writes up to the
+// next multiple of kLanes after n.
 PPA_MULTIVERSION Softmax weigh(float* __restrict dots, const int64_t* __restrict groups, int64_t group, int64_t n,
                                float scale) {
   for (int64_t j = 0; j < n; ++j) dots[j] = groups[j] == group ? -INFINITY : dots[j];
@@ -48,7 +49,7 @@ PPA_MULTIVERSION Softmax weigh(float* __restrict dots, const int64_t* __restrict
   return {max[0], sum[0]};
 }
 
-// The states of a query, part by part.
+// The softmax states of a query, one per part.
 struct States {
   const InfoNceArgs& args;
   int64_t query;
@@ -60,15 +61,13 @@ struct States {
   }
   float* weighted(int64_t part) const { return args.weighted + (part * args.n + query) * args.ring.dim; }
 
-  // Part 0 <- parts 0 and 1.
+  // Merges part 1 into part 0.
   void join() const {
-    const Softmax a = softmax(0), b = softmax(1);
-    const float max = std::max(a.max, b.max);
-    const float of_a = softmax_rescale(a.max, max, args.scale), of_b = softmax_rescale(b.max, max, args.scale);
-    set(0, {max, of_a * a.sum + of_b * b.sum});
+    const SoftmaxMerge merged = softmax_merge(softmax(0), softmax(1), args.scale);
+    set(0, merged.state);
     float* to = weighted(0);
     const float* from = weighted(1);
-    for (int64_t d = 0; d < args.ring.dim; ++d) to[d] = of_a * to[d] + of_b * from[d];
+    for (int64_t d = 0; d < args.ring.dim; ++d) to[d] = merged.of_a * to[d] + merged.of_b * from[d];
   }
 };
 
@@ -92,51 +91,7 @@ void finish(const InfoNceArgs& args, int64_t i) {
   }
 }
 
-// Returns whether the key was accepted.
-template <typename Key, typename T>
-bool write_key(const Ring& ring, RingState state, const Key* key, int64_t group, int64_t position) {
-  if (!ring_pending(position, state.count, ring.rows)) return false;
-  for (int64_t d = 0; d < ring.dim; ++d) {
-    if (!ring_accepts<T>(to_float(key[d]))) return false;
-  }
-  const int64_t row = ring_row(state.cursor, position, ring.rows);
-  T* to = static_cast<T*>(ring.keys) + row * ring.dim;
-  for (int64_t d = 0; d < ring.dim; ++d) to[d] = from_float<T>(to_float(key[d]));
-  ring.groups[row] = group;
-  return true;
-}
-
-template <typename Key, typename T>
-void write_keys(const Context& context, const EnqueueArgs& args) {
-  const RingState state = ring_checked(*args.ring.state, args.ring.rows);
-  const Key* keys = static_cast<const Key*>(args.keys);
-  parallel(context, args.n, grain_of_rows(args.ring.dim), [&](int64_t begin, int64_t end) {
-    int64_t refused = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      refused += !write_key<Key, T>(args.ring, state, keys + i * args.ring.dim, args.groups[i], args.positions[i]);
-    }
-    if (refused) __atomic_fetch_add(&args.ring.state->refused, refused, __ATOMIC_RELAXED);
-  });
-}
-
 }  // namespace
-
-Status enqueue(const Context& context, const EnqueueArgs& args) {
-  with_type(args.ring.type, [&](auto stored) {
-    using T = decltype(stored);
-    if (args.keys_type == args.ring.type) {
-      write_keys<T, T>(context, args);
-    } else {
-      write_keys<float, T>(context, args);
-    }
-  });
-  return nullptr;
-}
-
-Status commit(const Context&, RingState* state, int64_t written, int64_t size, int64_t rows) {
-  *state = ring_commit(ring_checked(*state, rows), written, size, rows);
-  return nullptr;
-}
 
 InfoNcePlan infonce_plan(const Context&, DType, int64_t n, int64_t, int64_t rows) {
   const int64_t columns = std::min(std::clamp(kChunk / n, kMinColumns, kMaxColumns), rows);
@@ -167,8 +122,8 @@ Status infonce_finish(const Context& context, const InfoNceArgs& args) {
       for (int64_t i = begin; i < end; ++i) finish<T>(args, i);
     });
   });
-  if (args.positions == nullptr) return nullptr;
-  return enqueue(context, {args.ring, args.positive, args.ring.type, args.groups, args.positions, args.n});
+  if (args.step_indices == nullptr) return nullptr;
+  return enqueue(context, {args.ring, args.positive, args.ring.type, args.groups, args.step_indices, args.n});
 }
 
 }  // namespace ppa::cpu

@@ -8,10 +8,10 @@ namespace ppa::cpu {
 
 namespace {
 
-// Logits that stay in the first-level cache as floats, between the steps that each vectorise over them.
+// Logits per block. As floats they stay in the L1 cache between the loops over the block, each of which is vectorised.
 constexpr int64_t kBlock = 2048;
 
-// Combines a block's elements in a tree of element-wise steps, which vectorise and round alike in every version.
+// Reduces a block with a tree of element-wise operations. They vectorise, and round identically in every version.
 template <typename F>
 [[gnu::always_inline]] inline float tree(const float* x, const F& combine) {
   alignas(64) float work[kBlock / 4];
@@ -27,8 +27,8 @@ template <typename F>
   return result;
 }
 
-// One row, twice: for the sum of the exponentials, and for the gradient. The second time it comes from the second-level
-// cache; taking its exponentials again costs less than keeping them as floats would.
+// Reads a row twice: for the sum of the exponentials, and for the gradient. The second read comes from the L2 cache.
+// Computing the exponentials again costs less than storing them as floats.
 template <typename T>
 [[gnu::always_inline]] inline float row(T* __restrict logits, const T* __restrict bias, int64_t label,
                                         int64_t vocab_size, int64_t stride) {

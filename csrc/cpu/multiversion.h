@@ -1,6 +1,6 @@
-// PPA_MULTIVERSION before a function: compiled for AVX-512, AVX2 and the baseline, chosen when the library is loaded,
-// so that a build runs on every x86-64 and fast on new ones. Contraction is off in this folder (-ffp-contract=off): the
-// versions agree bit for bit.
+// PPA_MULTIVERSION compiles a function for AVX-512, for AVX2 and for the baseline; the version is chosen when the
+// library is loaded. One build therefore runs on every x86-64 processor, and fast on new ones. This folder is compiled
+// without contraction (-ffp-contract=off), so that the versions agree bit for bit.
 #pragma once
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)

@@ -1,6 +1,6 @@
-// From token rows to the three streams: a warp a pair, one launch, nothing waits for another pair because the host has
-// laid the streams out. A micro-batch of 1,024 pairs is one wave of blocks; its time is the launch and two trips to
-// memory (offsets, tokens) and a few more for every further 32 positions of the longest pair.
+// Assembles token rows into packed sequences: one warp per pair, one launch. No warp waits for another pair, because
+// the host has computed the layout. A micro-batch of 1,024 pairs is one wave of blocks. Its time is the launch, two
+// round trips to memory (offsets, tokens), and a few more for every further 32 positions of the longest pair.
 
 #include "ppa/assemble.h"
 
@@ -9,19 +9,19 @@
 
 namespace ppa::cuda {
 
-constexpr int kAssembleWarps = 4;  // a block: 1,024 pairs make 257 blocks, two for each multiprocessor of an H200
+constexpr int kAssembleWarps = 4;  // per block: 1,024 pairs make 257 blocks, two per multiprocessor of an H200
 
-// Stores within bounds, whatever the offsets and the layout on the device hold.
+// Stores a value if its index is within bounds; the offsets and the layout on the device may be invalid.
 template <typename T>
 PPA_INLINE void put(T* out, int64_t count, int64_t at, T value) {
   if (static_cast<uint64_t>(at) < static_cast<uint64_t>(count)) out[at] = value;
 }
 
-// Everything is loaded before anything is stored: the trips to memory overlap.
+// Loads everything before it stores anything, so that the round trips to memory overlap.
 __device__ __forceinline__ void write_pair(const AssembleArgs& args, int64_t i, int lane) {
   const int64_t query_at = args.query_cu_seqlens[i], key_at = key_start(args, i), tlm_at = tlm_start(args, i);
   const int64_t pair_id = args.pair_ids[i], epoch = args.epochs[i];
-  int64_t masked_at = args.masked_cu_rows[i];
+  int64_t masked_at = args.masked_offsets[i];
   const AssemblePair pair = assemble_pair(args, i);
   const int64_t separator = pair.query_length + 1, last = separator + pair.key_length + 1;
   if (lane == 0) {
@@ -29,7 +29,7 @@ __device__ __forceinline__ void write_pair(const AssembleArgs& args, int64_t i, 
     put(args.key_tokens, args.key_count(), key_at, args.cls);
     put(args.key_positions, args.key_count(), key_at, 0);
   }
-  for (int64_t strip = 0; strip <= last; strip += 32) {  // the same for all lanes: they meet at the ballot
+  for (int64_t strip = 0; strip <= last; strip += 32) {  // the same count for all lanes, which __ballot_sync needs
     const int64_t position = strip + lane;
     const bool inside = position <= last,
                ordinary = inside && position != 0 && position != separator && position != last;
@@ -68,10 +68,11 @@ __global__ void __launch_bounds__(kAssembleWarps * 32) assemble_kernel(const __g
   const int lane = threadIdx.x % 32;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kAssembleWarps + threadIdx.x / 32;
   if (i < args.n) write_pair(args, i, lane);
-  if (i <= args.n && lane == 0) {  // the last boundary belongs to no pair
+  if (i <= args.n && lane == 0) {  // i == n: the last boundary
     args.key_cu_seqlens[i] = static_cast<int32_t>(key_start(args, i));
     args.tlm_cu_seqlens[i] = static_cast<int32_t>(tlm_start(args, i));
   }
+  if (i == args.n && lane == 1) zero_padding(args);
 }
 
 Status assemble(const Context& context, const AssembleArgs& args) {

@@ -1,20 +1,20 @@
-// What kernels are written against, beside CUDA's own built-ins: launch, dynamic shared memory, and thin wrappers
-// around the warp-wide instructions. Each wrapper has a host version in testing/simt.h, where every kernel runs without
-// a GPU.
+// The device functions that the kernels use besides the built-ins of CUDA: launch, dynamic shared memory, and thin
+// wrappers of warp-wide instructions. simt/simt.h has a host version of each wrapper, which runs every kernel without a
+// GPU.
 #pragma once
 
 #include "ppa/common.h"
 
 #ifdef PPA_SIMT
-#include "testing/simt.h"
+#include "simt/simt.h"
 #else
 
 #include <cuda_runtime.h>
 
 namespace ppa::cuda {
 
-// Starts the kernel with these arguments; more than 48 KB of dynamic shared memory is asked
-// for first. Returns nullptr, or CUDA's words for what is wrong.
+// Starts the kernel with these arguments, and requests dynamic shared memory above 48 KB first. Returns nullptr, or
+// CUDA's error message.
 template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
               Arguments... arguments) {
@@ -42,8 +42,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// d += a * b for one 16x8x16 tile of a warp: a 16x16 row-major, b 16x8 column-major, d 16x8 in float; the fragments are
-// laid out over the lanes as in the PTX manual (mma.m16n8k16).
+// d += a * b for one 16x8x16 tile of a warp: a is 16x16 row-major, b 16x8 column-major, d 16x8 in float. The layout of
+// the fragments over the lanes is in the PTX manual (mma.m16n8k16).
 template <typename T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
@@ -63,9 +63,9 @@ __device__ __forceinline__ void mma_m16n8k16<float16>(float (&d)[4], const uint3
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four 8x8 tiles of 16-bit elements from shared memory: lane i gives the address of row i % 8 of tile i / 8 (16 bytes,
-// aligned to 16) and receives of each tile the two elements of row i / 4, columns 2 (i % 4) and the next. With
-// `_trans` the tiles are transposed on the way.
+// Loads four 8x8 tiles of 16-bit elements from shared memory. Lane i passes the address of row i % 8 of tile i / 8 (16
+// bytes, aligned to 16). It receives two elements of each tile: row i / 4, columns 2 (i % 4) and 2 (i % 4) + 1. With
+// `_trans` each tile is transposed.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -80,15 +80,23 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
                : "memory");
 }
 
-// Starts the copy of 16 bytes (both addresses aligned to 16) from device to shared memory; where `valid` is false
-// nothing is read and the 16 bytes become zero.
+// Starts the copy of 16 bytes (both addresses aligned to 16) from device to shared memory. If `valid` is false, nothing
+// is read and the 16 bytes become zero.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(valid ? 16 : 0)
                : "memory");
 }
 
-// Closes a group of copies; waits until at most `pending` of this thread's groups are under way.
+// The same for 8 bytes; both addresses are aligned to 8.
+__device__ __forceinline__ void cp_async_8(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(valid ? 8 : 0)
+               : "memory");
+}
+
+// cp_async_commit closes a group of copies. cp_async_wait waits until at most `pending` groups of this thread are
+// incomplete.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 template <int pending>

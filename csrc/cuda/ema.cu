@@ -1,5 +1,5 @@
-// The momentum update over any number of flat buffers: 14 bytes a parameter with a 16-bit working copy (k and q are
-// read, k and the copy written), nothing else moves.
+// The momentum update over any number of flat buffers. With a 16-bit working copy it moves 14 bytes per parameter: it
+// reads k and q, and writes k and the copy.
 
 #include "ppa/ema.h"
 
@@ -9,13 +9,13 @@
 namespace ppa::cuda {
 
 constexpr int kEmaThreads = 256;
-constexpr int kEmaVectors = 4;  // of 4 floats a thread: 8 loads of 16 bytes in flight
+constexpr int kEmaVectors = 4;  // of 4 floats per thread: 8 loads of 16 bytes in flight
 constexpr int64_t kEmaBlock = kEmaThreads * kEmaVectors * 4;
-constexpr int kEmaTensors = 64;  // a launch: their descriptors travel as a kernel parameter, of at most 4 KB
+constexpr int kEmaTensors = 64;  // per launch: their descriptors are a kernel parameter, at most 4 KB
 
 struct EmaTensors {
   EmaArgs tensors[kEmaTensors];
-  int64_t end_block[kEmaTensors];  // the first block after those of the tensor
+  int64_t end_block[kEmaTensors];  // one past the last block of the tensor
   float momentum, rest;
 };
 

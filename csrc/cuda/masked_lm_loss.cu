@@ -1,19 +1,22 @@
-// The softmax cross-entropy of rows of logits, and its gradient in their place: one read and one write of each.
+// The softmax cross-entropy of rows of logits. The gradient overwrites the logits: one read and one write of each.
 //
-// Floor on an H200 at 4.3 TB/s: 4 bytes a 16-bit logit, 0.455 ms for 4,096 rows of 119,547 (14.7 us a row and
-// multiprocessor). What could stand above it:
-//   L2 (5.5 TB/s or more): a row crosses it when read, when read again for the gradient and when written, and the bias
-//     twice: 5 x 239 KB, 0.89 ms. So a block stays on its multiprocessor for many rows, and keeps the bias in shared
-//     memory (229 of its 239 KB) and the first 98 KB of the row in registers: 639 KB are left, 0.48 ms.
-//   L2's 50 MB: one row a multiprocessor at a time, 32 MB in all, so that the rest of the row is found there; it is
-//     read backwards, the latest first, for what is left of longer rows (250,002: 66 MB).
-//   Latency: 98 KB of a row are asked for at once, then 33 to 66 KB are under way (4.3 TB/s for 1 us: 33 KB each).
-//   Instructions: 14 a logit, 7.5 us a row; exponentials, two a logit and one in 16 more, 16 a clock: 8.7 us.
-// Predicted, not yet measured: 0.53 ms, 85 % of the copy.
-
-#include <type_traits>
+// Lower bound on an H200 at 4.3 TB/s: 4 bytes per 16-bit logit, 0.455 ms for 4,096 rows of 119,547 (14.7 us per row and
+// multiprocessor). Other possible limits:
+//   L2 bandwidth (5.5 TB/s or more): a row crosses L2 when it is read, when it is read again for the gradient and when
+//     it is written, and the bias twice: 5 x 239 KB, 0.89 ms. Therefore a block processes many rows on one
+//     multiprocessor, and keeps the bias in shared memory (229 of its 239 KB) and the first 98 KB of the row in
+//     registers. 639 KB are left, 0.48 ms.
+//   L2 capacity (50 MB): each multiprocessor processes one row at a time, 32 MB in total, so that the second read finds
+//     the rest of the row in L2. It reads backwards, so that longer rows (250,002: 66 MB) find at least their last part
+//     there.
+//   Latency: 98 KB of a row are requested at once, then 33 to 66 KB are in flight (4.3 TB/s for 1 us: 33 KB each).
+//   Instructions: 14 per logit, 7.5 us per row. Exponentials: two per logit and one per 16 logits; at 16 per clock they
+//     take 8.7 us.
+// Predicted, not yet measured: 0.53 ms, 85 % of the speed of a copy.
 
 #include "cuda/device.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/vector.cuh"
 #include "ppa/operations.h"
 #include "ppa/softmax.h"
 
@@ -21,11 +24,11 @@ namespace ppa::cuda {
 
 namespace {
 
-constexpr int kSoftmaxThreads = 512;  // one block a multiprocessor: 128 registers each
+constexpr int kSoftmaxThreads = 512;  // one block per multiprocessor: 128 registers per thread
 constexpr int kSoftmaxWarps = kSoftmaxThreads / 32;
-constexpr int kSoftmaxBatch = 4;  // vectors of 16 bytes that a thread asks for together, one of each 512
-constexpr int kSoftmaxGroup = 2;  // of them, those that share a step of the running maximum
-constexpr int kSoftmaxKept = 3;   // batches of a row that stay in registers
+constexpr int kSoftmaxBatch = 4;  // vectors of 16 bytes that a thread loads together, 512 vectors apart
+constexpr int kSoftmaxGroup = 2;  // of them, vectors that share an update of the running maximum
+constexpr int kSoftmaxKept = 3;   // batches of a row that are kept in registers
 constexpr int kSoftmaxStride = kSoftmaxBatch * kSoftmaxThreads;
 
 template <typename T>
@@ -53,27 +56,12 @@ PPA_INLINE void unpack(uint32_t word, int at, float (&x)[width]) {
   }
 }
 
-template <typename T>
-PPA_INLINE uint32_t pack(float low, float high) {
-#ifdef __CUDA_ARCH__
-  uint32_t word;  // one instruction for both
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  }
-  return word;
-#else
-  return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
-#endif
-}
-
 template <typename T, int width>
 PPA_INLINE uint32_t pack(const float (&x)[width], int at) {
   if constexpr (sizeof(T) == 4) {
     return float_bits(x[at]);
   } else {
-    return pack<T>(x[2 * at], x[2 * at + 1]);
+    return pack2<T>(x[2 * at], x[2 * at + 1]);
   }
 }
 
@@ -90,7 +78,7 @@ PPA_INLINE uint4 pack(const float (&x)[width]) {
   return make_uint4(pack<T>(x, 0), pack<T>(x, 1), pack<T>(x, 2), pack<T>(x, 3));
 }
 
-// The first `left` elements of a vector, then those of `fill`.
+// The first `left` elements of a vector, followed by elements of `fill`.
 template <typename T>
 PPA_INLINE uint4 first_of(uint4 vector, int left, uint32_t fill) {
   constexpr int kInWord = 4 / sizeof(T);
@@ -101,8 +89,8 @@ PPA_INLINE uint4 first_of(uint4 vector, int left, uint32_t fill) {
   return make_uint4(word(vector.x, 0), word(vector.y, 1), word(vector.z, 2), word(vector.w, 3));
 }
 
-// A row as one thread sees it. Batch b of the block is vectors b * kSoftmaxStride and on; whether all its columns
-// exist, and where its bias lies, is the same for all threads.
+// One thread's view of a row. Batch b of the block starts at vector b * kSoftmaxStride. For all threads of the block it
+// is the same whether all columns of a batch exist, and where the bias of the batch is stored.
 template <typename T>
 struct SoftmaxRow {
   static constexpr int kWidth = kSoftmaxWidth<T>;
@@ -110,7 +98,7 @@ struct SoftmaxRow {
   uint4* logits;
   const uint4* bias;
   const uint4* shared_bias;
-  int shared_batches;  // of the bias, those in shared memory
+  int shared_batches;  // batches of the bias that are in shared memory
   int vocab_size, stride_vectors;
 
   PPA_INLINE int at(int batch, int i) const {
@@ -119,7 +107,7 @@ struct SoftmaxRow {
 
   PPA_INLINE bool whole(int batch) const { return (batch + 1) * kSoftmaxStride * kWidth <= vocab_size; }
 
-  // `n` vectors of a batch, the i-th and on; `fill` takes the place of what stands in columns from vocab_size on.
+  // Loads `n` vectors of a batch, from the i-th on; `fill` replaces the values in columns from vocab_size on.
   template <int n>
   PPA_INLINE Vectors<n> load(const uint4* from, int batch, int i, uint32_t fill) const {
     Vectors<n> result;
@@ -157,7 +145,7 @@ struct SoftmaxRow {
     }
   }
 
-  // Adds a batch's terms to the part.
+  // Adds the terms of a batch to the part.
   PPA_INLINE void add(RowSum& part, const Vectors<kSoftmaxBatch>& values, int batch) const {
 #pragma unroll
     for (int i = 0; i < kSoftmaxBatch; i += kSoftmaxGroup) {
@@ -174,7 +162,7 @@ struct SoftmaxRow {
     }
   }
 
-  // Writes the softmax in the place of a batch.
+  // Overwrites a batch with its softmax.
   PPA_INLINE void write(const Vectors<kSoftmaxBatch>& values, int batch, float shift, float inverse) const {
 #pragma unroll
     for (int i = 0; i < kSoftmaxBatch; i += kSoftmaxGroup) {
@@ -188,30 +176,13 @@ struct SoftmaxRow {
         const int place = at(batch, i + g);
         if (whole(batch)) {
           logits[place] = vector;
-        } else if (place < stride_vectors) {  // the padding is 0 also in a row that is not finite
+        } else if (place < stride_vectors) {  // the padding is 0 even if the row is not finite
           logits[place] = first_of<T>(vector, vocab_size - place * kWidth, 0);
         }
       }
     }
   }
 };
-
-__device__ __forceinline__ RowSum shuffle_xor(RowSum part, int lanes) {
-  return {__shfl_xor_sync(0xffffffffu, part.shift, lanes), __shfl_xor_sync(0xffffffffu, part.sum, lanes)};
-}
-
-// The parts of the block's threads, merged in a fixed order; the same bits in every thread. `parts` may be used again
-// after the next but one barrier.
-__device__ __forceinline__ RowSum block_merge(RowSum part, RowSum (&parts)[kSoftmaxWarps]) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) part = part.merged(shuffle_xor(part, lanes));
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = part;
-  __syncthreads();
-  part = parts[threadIdx.x % kSoftmaxWarps];
-#pragma unroll
-  for (int lanes = kSoftmaxWarps / 2; lanes > 0; lanes /= 2) part = part.merged(shuffle_xor(part, lanes));
-  return {__shfl_sync(0xffffffffu, part.shift, 0), __shfl_sync(0xffffffffu, part.sum, 0)};
-}
 
 }  // namespace
 
@@ -229,23 +200,28 @@ __global__ void __launch_bounds__(kSoftmaxThreads, 1) cross_entropy_kernel(Cross
   row.stride_vectors = static_cast<int>(args.stride / kWidth);
   const int batches = (row.stride_vectors + kSoftmaxStride - 1) / kSoftmaxStride;
 
-  for (int b = 0; b < shared_batches; ++b) {  // each thread what it will read
+  for (int b = 0; b < shared_batches; ++b) {  // each thread copies what it will read
     const auto bias = row.template load<kSoftmaxBatch>(row.bias, b, 0, kMinusInfinity<T>);
 #pragma unroll
     for (int i = 0; i < kSoftmaxBatch; ++i) shared_bias[row.at(b, i)] = bias.vector[i];
   }
 
+  // The label of the block's next row is loaded while this row is written, so that no row waits for its label.
+  const auto label_of = [&](int64_t r) { return r < args.rows ? args.labels[r] : 0; };
+
   int turn = 0;
+  int64_t next_label = label_of(blockIdx.x);
   for (int64_t r = blockIdx.x; r < args.rows; r += gridDim.x) {
     T* const logits = static_cast<T*>(args.logits) + r * args.stride;
     row.logits = reinterpret_cast<uint4*>(logits);
-    const int64_t label = args.labels[r];
+    const int64_t label = next_label;
     if (label < 0 || label >= args.vocab_size) {
+      next_label = label_of(r + gridDim.x);
       for (int at = row.at(0, 0); at < row.stride_vectors; at += kSoftmaxThreads) row.logits[at] = uint4{};
       if (threadIdx.x == 0) args.loss[r] = NAN;
       continue;
     }
-    // The thread that writes the label's vector sees to the loss and, afterwards, to the label's gradient.
+    // The thread that writes the vector of the label also writes the loss and, afterwards, the gradient of the label.
     const bool owner = static_cast<unsigned>(label / kWidth % kSoftmaxThreads) == threadIdx.x;
     float label_logit = 0;
     if (owner) label_logit = to_float(logits[label]) + to_float(static_cast<const T*>(args.bias)[label]);
@@ -260,13 +236,14 @@ __global__ void __launch_bounds__(kSoftmaxThreads, 1) cross_entropy_kernel(Cross
 #pragma unroll 1
     for (int b = kSoftmaxKept; b < batches; ++b) {
       const Vectors<kSoftmaxBatch> values = next;
-      next = row.load(b + 1 < batches ? b + 1 : b);  // in the end the first to be written
+      next = row.load(b + 1 < batches ? b + 1 : b);  // after the last batch: the first one to be written
       row.add(part, values, b);
     }
 
-    part = block_merge(part, parts[turn]);
+    part = reduce_block(part, parts[turn], [](RowSum a, RowSum b) { return a.merged(b); });
     turn ^= 1;
 
+    next_label = label_of(r + gridDim.x);
     const float inverse = 1.0f / part.sum;
 #pragma unroll 1
     for (int b = batches - 1; b >= kSoftmaxKept; --b) {
@@ -276,7 +253,7 @@ __global__ void __launch_bounds__(kSoftmaxThreads, 1) cross_entropy_kernel(Cross
     }
 #pragma unroll
     for (int b = 0; b < kSoftmaxKept; ++b) row.write(kept[b], b, part.shift, inverse);
-    __syncwarp();  // keeps the order of the thread's own stores, which differ in type
+    __syncwarp();  // keeps the order of the thread's own stores, which have different types
     if (owner) {
       args.loss[r] = part.cross_entropy(label_logit);
       logits[label] = from_float<T>(softmax_term(label_logit, part.shift) * inverse - 1.0f);

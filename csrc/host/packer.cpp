@@ -1,6 +1,7 @@
-// The host packer, the pybind11 module ppa_fast._packer: cuts the pairs of a global step into micro-batches of nearly
-// equal tokens, computes the layout of each, and gathers its rows from memory-mapped Arrow buffers into one buffer.
-// ppa_fast/data/pack.py holds the same in NumPy and PyTorch: the specification, equal bit for bit.
+// The host packer, the pybind11 module ppa_fast._packer. It splits the pairs of a global step into micro-batches with
+// nearly equal numbers of tokens, computes the layout of each, and copies its rows from memory-mapped Arrow buffers
+// into one buffer. ReferencePacker in ppa_fast/data/loading/packing.py is the specification in NumPy and PyTorch; both
+// give the same bits.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -24,11 +25,11 @@ namespace py = pybind11;
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 
-// Pairs that are worth a thread: 0.4 ms of work at 12 tokens a sentence, ten times its start.
+// Minimum pairs per thread: 0.4 ms of work at 12 tokens per sentence, ten times the cost of starting a thread.
 constexpr int64_t kGrain = 1024;
 
-// Runs f(begin, end) over [0, n) on at most `threads` threads. It returns what is wrong with the store in its part, or
-// nothing; of several complaints the first is thrown, whatever the number of threads.
+// Runs f(begin, end) over [0, n) on at most `threads` threads. f returns an error message, or an empty string. If
+// several parts fail, the message of the first part is thrown, independent of the number of threads.
 template <typename F>
 void parallel(int64_t threads, int64_t n, const F& f) {
   const int64_t parts = std::max<int64_t>(1, std::min(threads, n / kGrain));
@@ -45,7 +46,8 @@ void parallel(int64_t threads, int64_t n, const F& f) {
   }
 }
 
-// Rows of a store lie anywhere in memory: the tokens of a pair are asked for this many pairs before they are copied.
+// The rows of a store are scattered in memory, so the tokens of a pair are prefetched this many pairs before they are
+// copied.
 constexpr int64_t kAhead = 4;
 
 struct Sentence {
@@ -53,31 +55,31 @@ struct Sentence {
   int32_t length;
 };
 
-// A pair as it was drawn: its row among all, its pair id, … `masked`: how many of its tokens TLM selects.
+// A sampled pair. `row`: its row in the dataset. `masked`: the number of its tokens that TLM selects.
 struct Pair {
   int64_t row, id, epoch, group;
   Sentence a, b;
   int32_t query_length, masked;
 };
 
-// Asks for the cache lines of a pair's sentences.
+// Prefetches the sentences of a pair.
 void prefetch(const Pair& pair) {
   for (const Sentence& sentence : {pair.a, pair.b}) {
     for (int32_t i = 0; i < sentence.length; i += 16) __builtin_prefetch(sentence.ids + i);
   }
 }
 
-// Tokens that the encoders read for a pair: [CLS] a [SEP] b [SEP], [CLS] a [SEP] and [CLS] b [SEP].
+// The number of tokens that the encoders read for a pair: [CLS] a [SEP] b [SEP], [CLS] a [SEP] and [CLS] b [SEP].
 int64_t tokens_read(const Pair& pair) { return 2 * (int64_t{pair.a.length} + pair.b.length) + 7; }
 
-// What decides coins and masks.
+// The parameters of the coins and masks.
 struct Draws {
   uint32_t seed;
   uint64_t select;  // T(mask probability)
   bool shuffling;
 };
 
-// Tosses the coins and counts the masked tokens.
+// Evaluates the coins, and counts the masked tokens.
 PPA_MULTIVERSION void draw(const Draws& draws, Pair* pairs, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     Pair& pair = pairs[i];
@@ -89,7 +91,7 @@ PPA_MULTIVERSION void draw(const Draws& draws, Pair* pairs, int64_t n) {
   }
 }
 
-// Copies a sentence; whether all its ids are below the vocabulary's size.
+// Copies a sentence; returns whether all its ids are below the size of the vocabulary.
 PPA_MULTIVERSION bool copy_ids(Sentence sentence, int32_t* to, uint32_t vocab_size) {
   bool good = true;
   for (int32_t i = 0; i < sentence.length; ++i) {
@@ -99,9 +101,9 @@ PPA_MULTIVERSION bool copy_ids(Sentence sentence, int32_t* to, uint32_t vocab_si
   return good;
 }
 
-// Boundaries [parts + 1] of contiguous runs, none empty, whose largest sum is as small as can be; `sums` [n + 1] are
-// the running sums from 0. A largest sum allows the runs that are filled up to it from the left; the least one that
-// gets along with `parts` of them is found by bisection.
+// Returns the boundaries [parts + 1] of contiguous non-empty runs that minimise the largest sum. `sums` [n + 1] are the
+// cumulative sums from 0. For a given limit, runs are filled from the left up to the limit. Bisection finds the
+// smallest limit for which `parts` runs are enough.
 std::vector<int64_t> boundaries(const std::vector<int64_t>& sums, int64_t parts) {
   const int64_t n = static_cast<int64_t>(sums.size()) - 1;
   const auto reach = [&](int64_t begin, int64_t largest) {
@@ -109,7 +111,7 @@ std::vector<int64_t> boundaries(const std::vector<int64_t>& sums, int64_t parts)
   };
   int64_t longest = 0;
   for (int64_t i = 0; i < n; ++i) longest = std::max(longest, sums[i + 1] - sums[i]);
-  int64_t low = std::max(longest, (sums[n] + parts - 1) / parts), high = low + longest;  // which always does
+  int64_t low = std::max(longest, (sums[n] + parts - 1) / parts), high = low + longest;  // always enough
   while (low < high) {
     const int64_t middle = (low + high) / 2;
     int64_t end = 0;
@@ -121,7 +123,7 @@ std::vector<int64_t> boundaries(const std::vector<int64_t>& sums, int64_t parts)
   return ends;
 }
 
-// Takes the sections of a micro-batch's buffer one after another, each from a multiple of 16 bytes on.
+// Allocates the sections of a micro-batch's buffer one after another, each at a multiple of 16 bytes.
 class Sections {
  public:
   Sections(uint8_t* buffer, int64_t bytes) : buffer_(buffer), bytes_(bytes) {}
@@ -148,11 +150,11 @@ class Sections {
   int64_t bytes_, at_ = 0;
 };
 
-// The rows of record batches, one after another: views of their columns, which it keeps alive.
+// The concatenated rows of record batches. It holds views of their columns, and keeps them alive.
 class Packer {
  public:
-  // Of a record batch: values and offsets of side a, of side b, groups, pair ids (of all its rows, or of the first:
-  // the others count up from it), and what an error calls it.
+  // The columns of a record batch: values and offsets of side a, the same of side b, groups, pair ids (of all rows, or
+  // only of the first row if the ids are consecutive), and the name in error messages.
   using Columns = std::tuple<Array<int32_t>, Array<int32_t>, Array<int32_t>, Array<int32_t>, Array<int64_t>,
                              Array<int64_t>, std::string>;
 
@@ -186,7 +188,7 @@ class Packer {
     }
   }
 
-  // Finds the pair id, the group and the sentences of a pair's row; returns what is wrong with them.
+  // Sets the pair id, the group and the sentences for a pair's row; returns an error message or an empty string.
   std::string find(Pair& pair) const {
     const int64_t number = batch_of(pair.row), inner = pair.row - starts_[number];
     const Batch& batch = batches_[number];
@@ -196,7 +198,7 @@ class Packer {
     return wrong.empty() ? find(batch.b, inner, longest_b_, pair, 'b', pair.b) : wrong;
   }
 
-  // Copies a sentence; returns what is wrong with its ids.
+  // Copies a sentence; returns an error message if an id is invalid.
   std::string copy(const Sentence& sentence, const Pair& pair, char side, int32_t* to) const {
     if (copy_ids(sentence, to, vocab_size_)) return {};
     const auto outside = [&](int32_t id) { return static_cast<uint32_t>(id) >= vocab_size_; };
@@ -235,7 +237,7 @@ class Packer {
   }
 
   std::string place(const Pair& pair, char side) const {
-    constexpr int64_t kRow = (int64_t{1} << 40) - 1;  // of a pair id: its row in its store
+    constexpr int64_t kRow = (int64_t{1} << 40) - 1;  // the bits of a pair id that hold the row in its store
     return std::get<std::string>(columns_[batch_of(pair.row)]) + ": row " + std::to_string(pair.id & kRow) + ", side " +
            side + ": ";
   }
@@ -247,7 +249,7 @@ class Packer {
   uint32_t vocab_size_;
 };
 
-// The pairs of a global step and their cut.
+// The pairs of a global step, and their split into micro-batches.
 class GlobalStep {
  public:
   GlobalStep(std::shared_ptr<const Packer> packer, const int64_t* rows, const int64_t* epochs, int64_t n, int64_t parts)
@@ -272,8 +274,8 @@ class GlobalStep {
     bounds_ = boundaries(sums, parts);
     for (int64_t p = 0; p < parts; ++p) {
       if (const int64_t tokens = sums[bounds_[p + 1]] - sums[bounds_[p]]; tokens > INT32_MAX) {
-        throw std::invalid_argument("parts: found " + std::to_string(parts) + ", of which one has " +
-                                    std::to_string(tokens) + " tokens, expected less than 2^31; cut into more");
+        throw std::invalid_argument("parts: found " + std::to_string(parts) + ", but one micro-batch has " +
+                                    std::to_string(tokens) + " tokens, expected fewer than 2^31; use more parts");
       }
     }
   }
@@ -284,7 +286,7 @@ class GlobalStep {
     return total;
   }
 
-  // Tokens of the sentences of all pairs, special tokens not counted.
+  // The tokens of the sentences of all pairs, without special tokens.
   int64_t text_tokens() const {
     int64_t total = 0;
     for (const Pair& pair : pairs_) total += int64_t{pair.a.length} + pair.b.length;
@@ -297,7 +299,7 @@ class GlobalStep {
     return counts;
   }
 
-  // Of a micro-batch: pairs, tokens of the sides a and b, tokens of the query stream, masked rows.
+  // The sizes of a micro-batch: pairs, tokens of the sides a and b, tokens of the queries, masked positions.
   std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> sizes(int64_t number) const {
     const auto [begin, end] = part(number);
     int64_t a = 0, b = 0, query = 0, masked = 0;
@@ -311,7 +313,7 @@ class GlobalStep {
     return {end - begin, a, b, query, masked};
   }
 
-  // Writes the sections of a micro-batch, in the order that pack.py tells.
+  // Writes the sections of a micro-batch, in the order of Sizes.sections in packing.py.
   void fill(int64_t number, uint8_t* buffer, int64_t bytes) const {
     const auto [n, a, b, query, masked] = sizes(number);
     const int64_t* const positions = order_.data() + part(number).first;
@@ -323,11 +325,11 @@ class GlobalStep {
     int32_t* const a_offsets = sections.take<int32_t>(n + 1);
     int32_t* const b_offsets = sections.take<int32_t>(n + 1);
     int32_t* const query_cu_seqlens = sections.take<int32_t>(n + 1);
-    int32_t* const masked_cu_rows = sections.take<int32_t>(n + 1);
+    int32_t* const masked_offsets = sections.take<int32_t>(n + 1);
     int32_t* const a_tokens = sections.take<int32_t>(a);
     int32_t* const b_tokens = sections.take<int32_t>(b);
     sections.expect_end();
-    a_offsets[0] = b_offsets[0] = query_cu_seqlens[0] = masked_cu_rows[0] = 0;
+    a_offsets[0] = b_offsets[0] = query_cu_seqlens[0] = masked_offsets[0] = 0;
     for (int64_t i = 0; i < n; ++i) {
       const Pair& pair = pairs_[positions[i]];
       pair_ids[i] = pair.id;
@@ -337,7 +339,7 @@ class GlobalStep {
       a_offsets[i + 1] = a_offsets[i] + pair.a.length;
       b_offsets[i + 1] = b_offsets[i] + pair.b.length;
       query_cu_seqlens[i + 1] = query_cu_seqlens[i] + pair.query_length + 2;
-      masked_cu_rows[i + 1] = masked_cu_rows[i] + pair.masked;
+      masked_offsets[i + 1] = masked_offsets[i] + pair.masked;
     }
     parallel(packer_->threads, n, [&](int64_t begin, int64_t end) -> std::string {
       for (int64_t i = begin; i < end; ++i) {
@@ -352,13 +354,13 @@ class GlobalStep {
   }
 
  private:
-  // First and last but one place of a micro-batch in the order.
+  // The first index in the order of a micro-batch, and one past its last.
   std::pair<int64_t, int64_t> part(int64_t number) const { return {bounds_.at(number), bounds_.at(number + 1)}; }
 
   std::shared_ptr<const Packer> packer_;
-  std::vector<Pair> pairs_;      // as drawn
-  std::vector<int64_t> order_;   // their positions, ascending in tokens
-  std::vector<int64_t> bounds_;  // [parts + 1] places in the order
+  std::vector<Pair> pairs_;      // in the order of sampling
+  std::vector<int64_t> order_;   // their indices, sorted by tokens
+  std::vector<int64_t> bounds_;  // [parts + 1] boundaries in order_
 };
 
 std::shared_ptr<GlobalStep> make_step(std::shared_ptr<const Packer> packer, const Array<int64_t>& rows,
@@ -369,7 +371,7 @@ std::shared_ptr<GlobalStep> make_step(std::shared_ptr<const Packer> packer, cons
   }
   if (parts < 1 || rows.size() < parts) {
     throw std::invalid_argument("parts: found " + std::to_string(parts) + " micro-batches for " +
-                                std::to_string(rows.size()) + " pairs, expected 1 to one a pair");
+                                std::to_string(rows.size()) + " pairs, expected 1 to " + std::to_string(rows.size()));
   }
   const py::gil_scoped_release release;
   return std::make_shared<GlobalStep>(std::move(packer), rows.data(), epochs.data(), rows.size(), parts);

@@ -1,1 +1,1 @@
-"""The ablation: alignment with and without its parts, then tasks, over seeds."""
+"""Ablation: trains alignment variants over several seeds and compares their scores on tasks."""

@@ -1,77 +1,76 @@
-"""The picture of an ablation's results, in SVG."""
+"""An SVG chart of an ablation's results."""
 
 from __future__ import annotations
 
+import io
 from typing import Any
-from xml.sax.saxutils import escape
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ppa_fast.ablation.plan import BASELINE, ROWS
 from ppa_fast.ablation.report import NOT_MEASURABLE, cell, columns_of
 
 COLORS = {"english": "#b8bec8", "others": "#d9622b"}
+LABELS = {"english": "English", "others": "mean over the other languages"}
+BASE, BAR = ROWS[BASELINE].title, 0.4
+DARK, LIGHT = "#1f2430", "#6a7280"
+STYLE: Any = {
+    "svg.fonttype": "none",  # keep text as text
+    "svg.hashsalt": "ablation",  # reproducible output
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "ytick.major.size": 0,
+    "text.parse_math": False,  # names contain file names
+}
 
 
 def picture(results: dict[str, Any]) -> str:
-    """An SVG: a block for each measurable evaluation, chance dashed; bars of its rows, with ± sd and seeds as dots."""
+    """The figure of :func:`draw` as an SVG document."""
+    file = io.StringIO()
+    with mpl.rc_context(STYLE):
+        draw(results).savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """Draws one chart per measurable evaluation: a bar per row with ± sd, dots for seeds, a dashed line for chance."""
     evaluations = results["evaluations"]
-    columns = columns_of(evaluations)
-    blocks = {name: [figure for n, figure in columns if n == name] for name, _ in columns}
-    left, full, bar, dark, light = 230, 470, 11, 'fill="#1f2430"', 'fill="#6a7280"'
-    halo = 'stroke="#ffffff" stroke-width="4" paint-order="stroke"'
-    parts, y = [], 84
-    for name, figures in blocks.items():
+    blocks: dict[str, list[str]] = {}
+    for name, column in columns_of(evaluations):
+        blocks.setdefault(name, []).append(column)
+    hidden = [f"{name}: {NOT_MEASURABLE}" for name, found in evaluations.items() if not found["measurable"]]
+    heights = [len(evaluations[name]["rows"]) * (len(columns) + 0.2) for name, columns in blocks.items()]
+    figure = Figure(figsize=(9, 1.2 + 0.17 * sum(heights) + 0.6 * len(heights)), layout="constrained")
+    about = f'mean over seeds, line: ± sd, dots: seeds, dashed: chance in English; in brackets: against "{BASE}"'
+    figure.suptitle(f"Ablation of the alignment\n{about}", ha="left", x=0.01, fontsize=10)
+    figure.supxlabel("\n".join(hidden), ha="left", x=0.01, fontsize=9, color=LIGHT)
+    handles = [Patch(color=COLORS[column], label=LABELS[column]) for column in COLORS]
+    figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False)
+    grid = figure.subplots(max(1, len(blocks)), 1, squeeze=False, height_ratios=heights or None)
+    for axes, (name, columns) in zip(grid[:, 0], blocks.items(), strict=False):
         found = evaluations[name]
-        heading = f"{name}: {found['metric']}, %"
-        parts.append(f'<path d="M20 {y}h840" stroke="#e3e6eb"/>')
-        parts.append(f'<text x="20" y="{y + 24}" font-size="14" font-weight="bold" {dark}>{escape(heading)}</text>')
-        y += 38
-        top = max(max(row[f]["seeds"]) for row in found["rows"].values() for f in figures if f in row)
-        scale, first, labels = full / max(top, 1e-9), y, []
-        for row, scores in found["rows"].items():
-            parts.append(f'<text x="20" y="{y + 10}" {dark}>{escape(ROWS[row].title)}</text>')
-            for figure in figures:
-                score = scores[figure]
-                middle, end = y + bar / 2, left + scale * score["mean"]
-                parts.append(
-                    f'<rect x="{left}" y="{y}" width="{end - left:.1f}" height="{bar}" fill="{COLORS[figure]}"/>'
-                )
-                if score["sd"] is not None:
-                    reach = scale * score["sd"]
-                    parts.append(f'<path d="M{end - reach:.1f} {middle}h{2 * reach:.1f}" stroke="#1f2430"/>')
-                    dots = (f'<circle cx="{left + scale * v:.1f}" cy="{middle}" r="2" {dark}/>' for v in score["seeds"])
-                    parts += dots
-                furthest = left + scale * max(score["seeds"] + [score["mean"] + (score["sd"] or 0)])
-                labels.append(f'<text x="{furthest + 8:.1f}" y="{y + 10}" {light} {halo}>{escape(cell(score))}</text>')
-                y += bar + 3
-            y += 6
+        axes.set_title(f"{name}: {found['metric']}, %", loc="left", fontweight="bold", fontsize=9)
+        for number, scores in enumerate(found["rows"].values()):
+            for place, column in enumerate(columns):
+                y = number + (place - (len(columns) - 1) / 2) * BAR
+                _bar(axes, y, scores[column], COLORS[column])
+        axes.set_yticks(range(len(found["rows"])), [ROWS[row].title for row in found["rows"]])
+        axes.set_ylim(len(found["rows"]) - 0.5, -0.5)
         if "chance" in found:
-            x = left + scale * found["chance"]
-            parts.append(f'<path d="M{x:.1f} {first - 4}V{y - 4}" stroke="#1f2430" stroke-dasharray="3 3"/>')
-        parts += labels  # over the line
-        y += 10
-    at, legend = left, []
-    for figure, label in (("english", "English"), ("others", "mean over the other languages")):
-        legend.append(f'<rect x="{at}" y="58" width="12" height="12" fill="{COLORS[figure]}"/>')
-        legend.append(f'<text x="{at + 18}" y="68" {dark}>{label}</text>')
-        at += 90
-    hidden = [name for name, found in evaluations.items() if not found["measurable"]]
-    foot = [
-        f'<text x="20" y="{y + 16 * i}" {light}>{escape(name)}: {NOT_MEASURABLE}</text>'
-        for i, name in enumerate(hidden, 1)
-    ]
-    height = y + 16 * len(foot) + 20
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {height}" width="880" height="{height}" '
-            'font-family="Helvetica, Arial, sans-serif" font-size="12">',
-            f'<rect width="880" height="{height}" fill="#ffffff"/>',
-            f'<text x="20" y="30" font-size="18" font-weight="bold" {dark}>Ablation of the alignment</text>',
-            f'<text x="20" y="48" {light}>mean over seeds, line: ± sd, dots: seeds, dashed: chance in English; '
-            f'in brackets: against "{ROWS[BASELINE].title}"</text>',
-            *legend,
-            *parts,
-            *foot,
-            "</svg>",
-            "",
-        ]
-    )
+            axes.axvline(found["chance"], color=DARK, linewidth=1, linestyle=(0, (3, 3)))
+    return figure
+
+
+def _bar(axes: Axes, y: float, score: dict[str, Any], color: str) -> None:
+    """Draws a mean with its standard deviation, its seeds and a label."""
+    axes.barh(y, score["mean"], 0.9 * BAR, color=color)
+    if score["sd"] is not None:
+        axes.errorbar(score["mean"], y, xerr=score["sd"], color=DARK, linewidth=1)
+        axes.plot(score["seeds"], [y] * len(score["seeds"]), ".", color=DARK, markersize=3)
+    end = max([*score["seeds"], score["mean"] + (score["sd"] or 0)])
+    text = axes.annotate(cell(score), (end, y), (6, 0), textcoords="offset points", va="center", fontsize=8)
+    text.set(color=LIGHT, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # readable on the chance line

@@ -1,4 +1,4 @@
-"""The plan of an ablation: a YAML file, read and checked before anything runs. benchmarks/plans/ has two, explained."""
+"""The plan of an ablation: a YAML file, checked before anything runs. See the examples in benchmarks/plans/."""
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ from typing import Any
 
 import yaml
 
-from ppa_fast import settings
-from ppa_fast.data.corpus import parse_pairs
-from ppa_fast.data.examples import parse_files
-from ppa_fast.data.languages import is_code
+from ppa_fast.data.reading.corpus import parse_pairs
+from ppa_fast.data.reading.languages import is_code, parse_files
 from ppa_fast.errors import UserError
-from ppa_fast.model import POOLINGS
+from ppa_fast.model.sentence_transformer import stated_pooling
+from ppa_fast.settings import (
+    POOLINGS,
+    FinetuneSettings,
+    InitSettings,
+    Options,
+    PrepareSettings,
+    PretrainSettings,
+    RetrievalSettings,
+    Settings,
+    TokenizerSettings,
+)
 
 ENGLISH = "en"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: the objectives' settings of its alignment (None: the base model as it is).
+    """A row of the table.
 
-    ``encoder`` is the row whose encoder it fine-tunes, its own or another's; ``switched``: with code-switching.
+    ``objectives``: the settings of its alignment (None: the base model, not aligned); ``encoder``: the row whose
+    encoder it fine-tunes, possibly itself; ``switched``: whether it fine-tunes with code-switching.
     """
 
     title: str
@@ -42,56 +52,50 @@ ROWS = {
     "switched": Row("code-switching only", None, "none", switched=True),
     "ppa-switched": Row("PPA + code-switching", {}, "ppa", switched=True),
 }
-"""The rows of the paper's ablation and, between them, what code-switching does without alignment."""
+"""The rows of the paper's ablation, and code-switching without alignment ("switched")."""
 
 BASELINE = "none"
 PAPER = tuple(row for row in ROWS if row != "switched")
 
 KINDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number"}
 
-# Options of the public commands that a plan may give, by command.
-Options = dict[str, Any]
-TOKENIZER: dict[str, type] = {"vocab_size": int}
-INIT: dict[str, type] = {"family": str, "layers": int, "hidden": int, "heads": int, "intermediate": int}
-INIT |= {"max_positions": int, "dropout": float}
-PRETRAIN: dict[str, type] = {"steps": int, "epochs": float, "batch": int, "learning_rate": float, "max_tokens": int}
-PREPARE: dict[str, type] = {"max_tokens": int}
-FINETUNE: dict[str, type] = {"epochs": int, "batch": int, "micro_batch": int, "learning_rate": float, "max_tokens": int}
-FINETUNE |= {"max_rejected": float}
-TASKS: dict[str, dict[str, type]] = {
-    "retrieval": {"pooling": str, "layer": int},
-    "nli": FINETUNE,
-    "classify": FINETUNE,
-    "qa": {**FINETUNE, "metric": str},
-}
-# The ablation's own: where things lie, and what differs between seeds and rows.
+# Options of the public commands that a plan may set, by command.
+Values = dict[str, Any]
+PRETRAIN = ("steps", "epochs", "batch", "learning_rate", "max_tokens")
+FINETUNE = ("epochs", "batch", "micro_batch", "learning_rate", "max_tokens", "max_rejected")
+TASKS = {"retrieval": ("pooling", "layer"), "nli": FINETUNE, "classify": FINETUNE, "qa": (*FINETUNE, "metric")}
+TOKENIZER = ("vocab_size",)
+PREPARE = ("max_tokens",)
+# Options set by the ablation itself: paths, and what differs between seeds and rows.
+OWN_INIT = {"out": "model", "tokenizer": "tokenizer", "seed": 0}
+INIT = tuple(f.name for f in fields(InitSettings) if f.name not in OWN_INIT)
 OWN_SETTINGS = ("model", "data", "output", "seed", "tlm", "moco", "input_shuffling", "resume")
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A base made here: text files and options of ``ppa-fast tokenizer``, ``init`` and ``pretrain``."""
+    """A base model to pretrain: text files and options of ``ppa-fast tokenizer``, ``init`` and ``pretrain``."""
 
     files: list[str]
-    tokenizer: Options
-    init: Options
-    pretrain: Options
+    tokenizer: Values
+    init: Values
+    pretrain: Values
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """``pairs`` for ``ppa-fast prepare`` with its options, or a ready ``store``; the launcher's words; settings."""
+    """``pairs`` and options for ``ppa-fast prepare``, or an existing ``store``; the launch command; the settings."""
 
     pairs: list[str]
-    prepare: Options
+    prepare: Values
     store: str | None
     launch: list[str]
-    settings: Options
+    settings: Values
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a row is scored on: ``pairs`` for retrieval, else files to fine-tune on and to score, as LANG:FILE."""
+    """An evaluation of a row: ``pairs`` for retrieval, else files for fine-tuning and scoring, as LANG:FILE."""
 
     name: str
     task: str
@@ -100,12 +104,12 @@ class Evaluation:
     dev: list[str]
     test: list[str]
     code_switch: float
-    options: Options
+    options: Values
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan that can run. ``base``: the name or folder of a model, or how it is made."""
+    """A valid plan. ``base``: the name or folder of a model, or the options to pretrain one."""
 
     seeds: int
     rows: tuple[str, ...]
@@ -115,7 +119,7 @@ class Plan:
 
 
 class _Block:
-    """A mapping of the file; its errors name the key by its path, such as ``evaluations.topic.train``."""
+    """A mapping in the file. Errors name the key by its path, such as ``evaluations.topic.train``."""
 
     def __init__(self, place: str, values: Any, known: Sequence[str]) -> None:
         self.place = place
@@ -123,7 +127,7 @@ class _Block:
             raise UserError(f"{place}: found {values!r}, expected a mapping of names to values")
         self.values: dict[str, Any] = values
         if unknown := [str(name) for name in values if name not in known]:
-            raise UserError(f"{self.at(unknown[0])}: unknown; known here are {', '.join(known)}")
+            raise UserError(f"{self.at(unknown[0])}: unknown key, expected one of {', '.join(known)}")
 
     def at(self, name: str) -> str:
         return f"{self.place}.{name}" if not self.place.endswith(": ") else f"{self.place}{name}"
@@ -132,7 +136,10 @@ class _Block:
         return UserError(f"{self.at(name)}: found {self.values.get(name)!r}, expected {expected}")
 
     def get(self, name: str, kind: type, default: object = None) -> Any:
-        """The value, of ``kind``; YAML reads 3e-5 as text and 1 as an integer. Raises UserError where it is none."""
+        """The value, converted to float for ``kind`` float, because YAML reads 3e-5 as text and 1 as an integer.
+
+        Raises UserError for a missing value or another type.
+        """
         value = self.values.get(name, default)
         if value is None and name not in self.values:
             raise UserError(f"{self.at(name)}: not given, expected {KINDS[kind]}")
@@ -145,11 +152,21 @@ class _Block:
             return value
         raise self.bad(name, KINDS[kind])
 
-    def options(self, known: Mapping[str, type]) -> Options:
-        return {name: self.get(name, kind) for name, kind in known.items() if name in self.values}
+    def of_command(self, name: str, cls: type[Options], known: Sequence[str], **own: Any) -> Values:
+        """The options under ``name``, checked by their class. ``known``: allowed options; ``own``: required ones."""
+        return self.block(name, known).options(cls, known, **own)
+
+    def options(self, cls: type[Options], known: Sequence[str], **own: Any) -> Values:
+        """The options of this block that are ``known``; see :meth:`of_command`."""
+        given = {name: value for name, value in self.values.items() if name in known}
+        try:
+            checked = cls(**own, **given)
+        except UserError as error:
+            raise UserError(f"{self.place}.{error}") from error
+        return {name: getattr(checked, name) for name in given}
 
     def texts(self, name: str) -> list[str]:
-        """One text, or a list of texts."""
+        """The value as a list of texts; it may be a single text."""
         value = self.values.get(name)
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
@@ -160,7 +177,7 @@ class _Block:
         return _Block(self.at(name), self.values.get(name, {}), known)
 
     def languages(self, default: list[str] | None = None) -> list[str]:
-        """The codes under ``languages``, English left out (it is always there)."""
+        """The codes under ``languages`` without English, which is always included."""
         if default is not None and "languages" not in self.values:
             return default
         codes = self.texts("languages")
@@ -170,7 +187,7 @@ class _Block:
         return [code for code in dict.fromkeys(codes) if code != ENGLISH]
 
     def pairs(self, name: str, languages: list[str]) -> list[str]:
-        """``--pairs`` arguments, checked; one for each language where the text has ``{}``."""
+        """Validated ``--pairs`` arguments; a text with ``{}`` is expanded to one per language."""
         specs = [spec for text in self.texts(name) for spec in _expand(text, languages)]
         for spec in specs:
             try:
@@ -180,7 +197,7 @@ class _Block:
         return specs
 
     def files(self, name: str, languages: list[str]) -> list[str]:
-        """``LANG:FILE`` arguments, checked: one for each language, in place of ``{}`` or in one file for all."""
+        """Validated ``LANG:FILE`` arguments, one per language; ``{}`` in FILE is replaced by the language."""
         text = self.get(name, str)
         specs = [f"{code}:{text.replace('{}', code)}" for code in languages]
         parse_files(specs, f"{self.at(name)}:")
@@ -194,28 +211,29 @@ def _expand(text: str, languages: list[str]) -> list[str]:
 def _base(block: _Block, languages: list[str]) -> str | Pretraining:
     if "model" in block.values:
         if others := sorted(set(block.values) - {"model"}):
-            raise UserError(f"{block.at(others[0])}: beside model; expected a ready model or text to make one of")
+            raise UserError(f"{block.at(others[0])}: found together with model, expected only one of them")
         model: str = block.get("model", str)
         return model
     files = [path for text in block.texts("files") for path in _expand(text, [ENGLISH, *languages])]
     for path in files:
         if not Path(path).is_file():
             raise UserError(f"{block.at('files')}: {path}: no such file")
-    parts = [
-        block.block(name, [*known]).options(known)
-        for name, known in (("tokenizer", TOKENIZER), ("init", INIT), ("pretrain", PRETRAIN))
-    ]
-    return Pretraining(files, *parts)
+    return Pretraining(
+        files,
+        tokenizer=block.of_command("tokenizer", TokenizerSettings, TOKENIZER, files=files, out="tokenizer"),
+        init=block.of_command("init", InitSettings, INIT, **OWN_INIT),
+        pretrain=block.of_command("pretrain", PretrainSettings, PRETRAIN, model="init", files=files, out="base"),
+    )
 
 
 def _alignment(block: _Block, languages: list[str]) -> Alignment:
     if ("pairs" in block.values) == ("store" in block.values):
-        raise UserError(f"{block.at('pairs')}: expected either pairs or store, a folder of ppa-fast prepare")
-    names = [f.name for f in fields(settings.Settings) if f.name not in OWN_SETTINGS]
+        raise UserError(f"{block.at('pairs')}: expected either pairs or store (a folder made by ppa-fast prepare)")
+    names = [f.name for f in fields(Settings) if f.name not in OWN_SETTINGS]
     given = block.block("settings", names).values
     for row in ROWS.values():
         try:
-            settings.Settings(**{**given, **(row.objectives or {})}).require("deepspeed_config")
+            Settings(**{**given, **(row.objectives or {})}).require("deepspeed_config")
         except UserError as error:
             raise UserError(f"{block.at('settings')}: {error}") from error
     config = Path(given["deepspeed_config"])
@@ -224,7 +242,9 @@ def _alignment(block: _Block, languages: list[str]) -> Alignment:
     store = block.get("store", str) if "store" in block.values else None
     return Alignment(
         pairs=block.pairs("pairs", languages) if store is None else [],
-        prepare=block.block("prepare", [*PREPARE]).options(PREPARE),
+        prepare=block.of_command(
+            "prepare", PrepareSettings, PREPARE, pairs=["pairs"], tokenizer="tokenizer", out="store"
+        ),
         store=store,
         launch=shlex.split(block.get("launch", str, "python")),
         settings=given,
@@ -238,16 +258,14 @@ def _evaluation(name: str, place: str, values: Any, languages: list[str], poolin
     own = ("pairs",) if task == "retrieval" else ("train", "dev", "test", "code_switch")
     block = _Block(place, values, ["task", "languages", *own, *TASKS[task]])
     languages = block.languages(languages)
-    options = block.options(TASKS[task])
     if task == "retrieval":
-        # Always said: a base states no pooling, an aligned encoder states its own.
-        options.setdefault("pooling", pooling)
-        if options["pooling"] not in POOLINGS:
-            raise block.bad("pooling", f"one of {', '.join(POOLINGS)}")
+        options = block.options(RetrievalSettings, TASKS[task], model="model", pairs=["pairs"])
+        options.setdefault("pooling", pooling)  # explicit, because a base model states no pooling
         return Evaluation(name, task, block.pairs("pairs", languages), [], [], [], 0.0, options)
+    options = block.options(FinetuneSettings, TASKS[task], task=task, model="model", train=["train"], out="out")
     code_switch = block.get("code_switch", float, 0.5)
     if not 0 < code_switch <= 1:
-        raise block.bad("code_switch", "a share of more than 0 and at most 1")
+        raise block.bad("code_switch", "a share above 0 and at most 1")
     codes = [ENGLISH, *languages]
     return Evaluation(
         name,
@@ -262,10 +280,10 @@ def _evaluation(name: str, place: str, values: Any, languages: list[str], poolin
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Reads and checks a plan; raises UserError, naming the file and the key, for what cannot be used.
+    """Reads and checks a plan; raises UserError, naming the file and the key, if it is invalid.
 
-    Checked are all keys, types, files and training settings; not what only the commands can tell (does the model load,
-    does every line have its tab).
+    Checks keys, types, the existence of files and the training settings. It does not load models or parse data files;
+    the commands check these.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -282,7 +300,8 @@ def read_plan(path: str | Path) -> Plan:
     check_rows(rows, top.at("rows"))
     base = _base(top.block("base", ("model", "files", "tokenizer", "init", "pretrain")), languages)
     alignment = _alignment(top.block("alignment", ("pairs", "store", "prepare", "launch", "settings")), languages)
-    pooling = settings.Settings(**alignment.settings).pooling
+    stated = stated_pooling(base) if isinstance(base, str) else None
+    pooling = Settings(**alignment.settings).pooling or stated or POOLINGS[0]
     named = top.values.get("evaluations")
     if not isinstance(named, dict) or not named:
         raise top.bad("evaluations", "a mapping of names to evaluations")
@@ -295,7 +314,7 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def check_rows(rows: Sequence[str], place: str) -> None:
-    """Raises UserError for a row that is not one of ``ROWS``, or that is given twice."""
+    """Raises UserError for a row that is not in ``ROWS`` or is repeated."""
     for row in rows:
         if row not in ROWS or rows.count(row) > 1:
-            raise UserError(f"{place}: found {row!r}, expected, each once, some of {', '.join(ROWS)}")
+            raise UserError(f"{place}: found {row!r}, expected distinct rows out of {', '.join(ROWS)}")

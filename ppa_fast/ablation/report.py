@@ -1,4 +1,4 @@
-"""What an ablation found: results.json and a table in Markdown."""
+"""The results of an ablation: results.json and a table in Markdown."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from typing import Any
 from ppa_fast.ablation.plan import BASELINE, ENGLISH, ROWS, Evaluation, Plan
 from ppa_fast.ablation.stages import evaluated, result_file
 from ppa_fast.ablation.statistics import chance, least_sign_flip_p, needed, paired
-from ppa_fast.data.languages import is_english
-from ppa_fast.finetune.table import spread
+from ppa_fast.data.reading.languages import is_english
+from ppa_fast.tasks.tables import markdown_table, spread
 
 SIGNIFICANT = 0.05
 MARK = "*"
 NOT_MEASURABLE = "not measurable at this size"
 METRICS = {"retrieval": "accuracy en→xx", "nli": "accuracy", "classify": "accuracy", "qa": "F1"}
-CHANCE = dict.fromkeys(("nli", "classify"), "always the most frequent class") | {"qa": "always the whole context"}
+CHANCE = dict.fromkeys(("nli", "classify"), "predicting the most frequent class") | {
+    "qa": "answering with the complete context"
+}
 FIGURES = {"english": "en", "others": "others"}
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The scores of a row in %, by seed and language; only finished seeds are there."""
+    """The scores of a row in %, by seed and language, for finished seeds."""
 
     by_seed: dict[int, dict[str, float]]
 
     def figure(self, name: str) -> dict[int, float]:
-        """By seed: the score in English ("english"), or the mean over the other languages ("others")."""
+        """By seed, the score in English (``name`` "english") or the mean over the other languages ("others")."""
         figures = {}
         for seed, scores in self.by_seed.items():
             values = [score for code, score in scores.items() if (code == ENGLISH) == (name == "english")]
@@ -40,20 +42,34 @@ class Runs:
 
 
 def read_scores(file: Path, task: str) -> dict[str, float]:
-    """The score in % by language, in the file that a stage wrote; of retrieval from English to the language."""
+    """The scores in % by language from a stage's result file; for retrieval, from English to the language."""
     content = json.loads(file.read_text(encoding="utf-8"))
     if task == "retrieval":
         scores = {}
         for pair, found in content["pairs"].items():
-            a, b = pair.split("-")
-            scores[b if is_english(a) else a] = 100 * found["a_to_b" if is_english(a) else "b_to_a"]
+            from_english = is_english(pair.split("-")[0])
+            scores[_foreign(pair)] = 100 * found["a_to_b" if from_english else "b_to_a"]
         return scores
     metric, scale = ("f1", 1) if task == "qa" else ("accuracy", 100)
     return {code: scale * found[metric] for code, found in content["test"].items()}
 
 
+def read_sizes(file: Path, task: str) -> dict[str, int]:
+    """The number of scored rows by language from a stage's result file."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if task != "retrieval":
+        return dict(content.get("n", {}))  # older versions did not write n
+    return {_foreign(pair): found["n"] for pair, found in content["pairs"].items()}
+
+
+def _foreign(pair: str) -> str:
+    """The language of an evaluated pair that is not English."""
+    a, b = pair.split("-")
+    return b if is_english(a) else a
+
+
 def seeds_of(out: Path) -> list[int]:
-    """The seeds that were begun in the folder of an ablation."""
+    """The seeds that have a folder in the ablation's output."""
     return sorted(int(path.name.removeprefix("seed-")) for path in out.glob("seed-*"))
 
 
@@ -63,7 +79,7 @@ def _read_runs(evaluation: Evaluation, row: str, out: Path) -> Runs:
 
 
 def _row(runs: Runs, baseline: Runs | None) -> dict[str, Any]:
-    """``spread`` by language and of both figures, and the figures' ``difference`` to the baseline, paired by seed."""
+    """``spread`` by language and of the two figures, and their ``difference`` from the baseline, paired by seed."""
     languages = next(iter(runs.by_seed.values()))
     result: dict[str, Any] = {
         "languages": {code: spread([scores[code] for scores in runs.by_seed.values()]) for code in languages}
@@ -78,7 +94,7 @@ def _row(runs: Runs, baseline: Runs | None) -> dict[str, Any]:
 
 
 def _measurable(evaluation: Evaluation, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Whether some row's mean English score is above chance; retrieval has none, and a chance of nearly 0."""
+    """Whether the best mean English score is above chance. Retrieval is always measurable: its chance is near 0."""
     if evaluation.task == "retrieval":
         return {"measurable": True}
     gold = next(spec for spec in evaluation.test if spec.startswith(f"{ENGLISH}:")).split(":", 1)[1]
@@ -89,11 +105,11 @@ def _measurable(evaluation: Evaluation, rows: dict[str, dict[str, Any]]) -> dict
 
 
 def collect(plan: Plan, out: Path) -> dict[str, Any]:
-    """The results of all that is done, of rows and seeds that the plan does not have too.
+    """The results of all finished stages in ``out``, including rows and seeds that are not in the plan.
 
-    ``{"seeds", "evaluations": {name: {"task", "metric", "measurable", "chance", "needed", "best_english", "n", "rows":
-    {row: {"languages": {code: spread}, "english": spread, "others": spread}}}}}``, scores in %. The two figures of a
-    row but the baseline have a ``difference`` (see ``statistics.paired``).
+    ``{"seeds", "evaluations": {name: {"task", "metric", "measurable", "chance", "needed", "best_english", "n", "sizes":
+    {code: scored rows}, "rows": {row: {"languages": {code: spread}, "english": spread, "others": spread}}}}}``, scores
+    in %. The two figures of every row except the baseline have a ``difference`` (see ``statistics.paired``).
     """
     evaluations: dict[str, Any] = {}
     for evaluation in plan.evaluations:
@@ -103,12 +119,14 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
             continue
         rows = {row: _row(found, runs.get(BASELINE) if row != BASELINE else None) for row, found in runs.items()}
         about = {"task": evaluation.task, "metric": METRICS[evaluation.task], **_measurable(evaluation, rows)}
+        row, found = next(iter(runs.items()))
+        about["sizes"] = read_sizes(result_file(out, next(iter(found.by_seed)), row, evaluation), evaluation.task)
         evaluations[evaluation.name] = {**about, "rows": rows}
     return {"seeds": len(seeds_of(out)), "evaluations": evaluations}
 
 
 def cell(figure: dict[str, Any] | None) -> str:
-    """``41.0 ± 1.1 (+28.7*)``."""
+    """A score with its difference from the baseline, such as ``41.0 ± 1.1 (+28.7*)``."""
     if figure is None:
         return "–"
     text = f"{figure['mean']:.1f}"
@@ -120,13 +138,8 @@ def cell(figure: dict[str, Any] | None) -> str:
     return text
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def columns_of(evaluations: dict[str, Any]) -> list[tuple[str, str]]:
-    """(evaluation, figure) of those that are measurable and have it."""
+    """The (evaluation, figure) pairs with values, for measurable evaluations."""
     return [
         (name, figure)
         for name, found in evaluations.items()
@@ -137,7 +150,7 @@ def columns_of(evaluations: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def rows_of(evaluations: dict[str, Any]) -> list[str]:
-    """The rows that some evaluation has, in order."""
+    """The rows that occur in an evaluation, in the order of ``ROWS``."""
     return [row for row in ROWS if any(row in found["rows"] for found in evaluations.values())]
 
 
@@ -146,15 +159,15 @@ def _title(name: str, figure: str, found: dict[str, Any]) -> str:
 
 
 def _notes(results: dict[str, Any], columns: Sequence[tuple[str, str]]) -> list[str]:
-    """What the table's numbers and marks mean."""
+    """The explanations of the table's numbers and marks."""
     evaluations = results["evaluations"]
     figures = [row[figure] for name, figure in columns for row in evaluations[name]["rows"].values() if figure in row]
     counts = sorted({len(figure["seeds"]) for figure in figures})
     comparisons = sum("difference" in figure for figure in figures)
-    over = "Of one seed" if counts == [1] else f"Mean ± sd over {' or '.join(map(str, counts)) or 'no'} seeds"
+    over = "one seed" if counts == [1] else f"mean ± sd over {' or '.join(map(str, counts)) or 'no'} seeds"
     notes = [
-        f"{over}, in %. Seeds differ in base, alignment, head and order, not in the test sets. "
-        '"others" is the mean over the languages but English.'
+        f"Scores in %, {over}. Seeds differ in base model, alignment, task head and data order; test sets are the "
+        'same. "others" is the mean over all languages except English.'
     ]
     if comparisons and counts[-1] > 1:
         least = least_sign_flip_p(counts[-1])
@@ -162,12 +175,15 @@ def _notes(results: dict[str, Any], columns: Sequence[tuple[str, str]]) -> list[
         if least >= SIGNIFICANT:
             weak += f": {counts[-1]} seeds are too few to show a difference without that assumption"
         notes.append(
-            f'In brackets: the difference to "{ROWS[BASELINE].title}", seed by seed. `{MARK}`: p < {SIGNIFICANT} in a '
-            f"two-sided paired t-test over seeds, which takes the differences to be normal, not corrected for the "
-            f"{comparisons} comparisons here. The exact sign-flip test, which assumes nothing of the kind, {weak}."
+            f'In parentheses: the difference from "{ROWS[BASELINE].title}", paired by seed. `{MARK}`: p < '
+            f"{SIGNIFICANT} in a two-sided paired t-test over seeds. The test assumes normally distributed differences "
+            f"and is not corrected for the {comparisons} comparisons here. The exact sign-flip test, which does not "
+            f"assume normality, {weak}."
         )
     elif comparisons:
-        notes.append(f'In brackets: the difference to "{ROWS[BASELINE].title}"; one seed gives nothing to test it by.')
+        notes.append(
+            f'In parentheses: the difference from "{ROWS[BASELINE].title}". One seed is not enough for a test.'
+        )
     shared = [row for row in rows_of(evaluations) if ROWS[row].encoder != row]
     if shared and any(found["task"] == "retrieval" for found in evaluations.values()):
         same = (f'"{ROWS[row].title}" has the encoder of "{ROWS[ROWS[row].encoder].title}"' for row in shared)
@@ -175,19 +191,19 @@ def _notes(results: dict[str, Any], columns: Sequence[tuple[str, str]]) -> list[
     known = {name: found for name, found in evaluations.items() if "chance" in found}
     answers = sorted({CHANCE[found["task"]] for found in known.values() if found["measurable"]})
     if shown := [f"{name} {found['chance']:.1f}" for name, found in known.items() if found["measurable"]]:
-        notes.append(f"Chance in English, {' and '.join(answers)}: {', '.join(shown)}.")
+        notes.append(f"Chance in English ({' or '.join(answers)}): {', '.join(shown)}.")
     for name, found in known.items():
         if not found["measurable"]:
             notes.append(
-                f"**{name}: {NOT_MEASURABLE}.** The best row's English {found['metric']}, {found['best_english']:.1f}, "
-                f"is not above chance by 3 sd: chance {found['chance']:.1f} ({CHANCE[found['task']]}), "
-                f"n = {found['n']:,}, needed {found['needed']:.1f}."
+                f"**{name}: {NOT_MEASURABLE}.** The best row's English {found['metric']} is "
+                f"{found['best_english']:.1f}, not above {found['needed']:.1f}, which is chance + 3 sd. "
+                f"Chance: {found['chance']:.1f} ({CHANCE[found['task']]}), n = {found['n']:,}."
             )
     return notes
 
 
 def format_table(results: dict[str, Any]) -> str:
-    """Markdown: all rows with the figures of each measurable evaluation, what they mean, and tables by language."""
+    """The report in Markdown: the table of measurable evaluations, its explanations, and tables by language."""
     evaluations = results["evaluations"]
     columns = columns_of(evaluations)
     shown = rows_of(evaluations)
@@ -197,7 +213,7 @@ def format_table(results: dict[str, Any]) -> str:
         cells = [
             [cell(evaluations[name]["rows"].get(row, {}).get(figure)) for name, figure in columns] for row in shown
         ]
-        parts.append(_markdown(head, [[ROWS[row].title, *line] for row, line in zip(shown, cells, strict=True)]))
+        parts.append(markdown_table(head, [[ROWS[row].title, *line] for row, line in zip(shown, cells, strict=True)]))
     parts += _notes(results, columns)
     for name, found in evaluations.items():
         if found["measurable"]:
@@ -206,5 +222,7 @@ def format_table(results: dict[str, Any]) -> str:
                 [ROWS[row].title, *(cell(scores["languages"][code]) for code in codes)]
                 for row, scores in found["rows"].items()
             ]
-            parts.append(f"### {name}: {found['metric']} by language\n\n{_markdown(['', *codes], lines)}")
+            if sizes := found.get("sizes"):  # older versions did not write it
+                lines.append(["n", *(f"{sizes[code]:,}" for code in codes)])
+            parts.append(f"### {name}: {found['metric']} by language\n\n{markdown_table(['', *codes], lines)}")
     return "\n\n".join(parts) + "\n"

@@ -1,8 +1,9 @@
-"""``ppa-fast ablate``: the stages of a plan, each once, one after the other or several at once; then the table."""
+"""``ppa-fast ablate``: runs every stage of a plan once, in sequence or in parallel, and writes the table."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -19,18 +20,20 @@ from ppa_fast.ablation.picture import picture
 from ppa_fast.ablation.plan import ROWS, Plan, check_rows, read_plan
 from ppa_fast.ablation.report import collect, format_table, seeds_of
 from ppa_fast.ablation.stages import Stage, seed_stages
-from ppa_fast.data.workers import available_cores
+from ppa_fast.data.store.workers import available_cores
 from ppa_fast.errors import UserError, sigterm_as_exit
-from ppa_fast.files import alone, write_text
-from ppa_fast.progress import note
+from ppa_fast.files import folder_lock, write_text
+from ppa_fast.settings import AblateSettings, takes
 from ppa_fast.training.checkpoint import Checkpoints, read_state
+
+log = logging.getLogger(__name__)
 
 JOURNAL = "stages.json"
 TABLE = "table.md"
 
 
 class Journal:
-    """``OUT/stages.json``: the stages that are done, by name: their command, and how many seconds it took."""
+    """``OUT/stages.json``: the command and the duration in seconds of each finished stage, by name."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / JOURNAL
@@ -39,14 +42,14 @@ class Journal:
             self.done = json.loads(self.path.read_text(encoding="utf-8"))
 
     def has(self, stage: Stage) -> bool:
-        """Whether a stage is done; raises UserError where it was done by another command."""
+        """Whether a stage is finished; raises UserError if it was run with another command."""
         if stage.name not in self.done:
             return False
         command = self.done[stage.name]["command"]
         if command != stage.command:
             raise UserError(
-                f"{self.path}: {stage.name} was made by another command than the plan's; expected the plan as it was, "
-                f"or another --out\n  done: {command}\n  plan: {stage.command}"
+                f"{self.path}: {stage.name}: found another command than the plan's, expected the same; "
+                f"restore the plan or choose a new --out\n  done: {command}\n  plan: {stage.command}"
             )
         return True
 
@@ -59,13 +62,13 @@ class Journal:
 
 
 def _start(stage: Stage, lock: int, jobs: int, log: Path | None) -> subprocess.Popen[bytes]:
-    """Starts a stage's command. What it says goes to our own streams, or to the end of ``log``."""
+    """Starts a stage's command. Its output goes to this process's streams, or is appended to ``log``."""
     if stage.out.is_dir() and not stage.resumes:
         shutil.rmtree(stage.out)
     stage.out.parent.mkdir(parents=True, exist_ok=True)
-    program = Path(sys.executable).parent / stage.words[0]  # of this environment, activated or not
+    program = Path(sys.executable).parent / stage.words[0]  # of this environment, even if it is not activated
     words = [str(program) if program.exists() else stage.words[0], *stage.words[1:]]
-    # Jobs that each take all cores wait for each other's threads.
+    # Jobs that each use all cores would wait for each other's threads.
     environment = {"OMP_NUM_THREADS": str(max(1, available_cores() // jobs)), **os.environ} if jobs > 1 else None
     with log.open("ab") if log else nullcontext() as output:
         if output:
@@ -75,118 +78,103 @@ def _start(stage: Stage, lock: int, jobs: int, log: Path | None) -> subprocess.P
 
 
 def _check_end(stage: Stage, status: int, log: Path | None) -> None:
-    """Raises UserError where a stage's command did not end in success."""
+    """Raises UserError if a stage's command failed or did not finish."""
     if status:
-        where = f"; what it said is in {log}" if log else ""
-        raise UserError(f"{stage.name}: the command above ended with exit status {status}{where}")
+        where = f"; see {log}" if log else ""
+        raise UserError(f"{stage.name}: the command above failed with exit status {status}{where}")
     checkpoints = Checkpoints(stage.out)
     latest = checkpoints.named("latest") if checkpoints.folder.is_dir() else None
-    if latest is not None:  # training: a signal stops it with status 0
+    if latest is not None:  # training that a signal stops exits with status 0
         state = read_state(latest)
         if state["step"] < state["steps"]:
-            raise UserError(f"{stage.name}: stopped at step {state['step']} of {state['steps']}; start again to go on")
+            raise UserError(f"{stage.name}: stopped at step {state['step']} of {state['steps']}; run again to resume")
 
 
 def run_stages(
     stages: Sequence[Stage], out: Path, jobs: int = 1, done: Callable[[Stage, Journal], object] = lambda *_: None
 ) -> None:
-    """Runs the stages that are not done and notes each in the journal, then calls ``done`` with both.
+    """Runs the unfinished stages and records each in the journal, then calls ``done`` with the stage and the journal.
 
-    Up to ``jobs`` are under way at once, begun in the order given, each when the stages that it reads from are done; of
-    several, each one's command writes to ``NAME.log`` in ``out``. A stage that was cut off is started again: one that
-    does not go on by itself without what it left. Raises UserError for a stage that failed or was done by another
-    command, and where another process is at work in ``out``; the others under way are ended then, and go on the next
-    time.
+    Runs up to ``jobs`` stages in parallel, in the given order; a stage starts when the stages that it reads from are
+    finished. With several jobs each command writes to ``NAME.log`` in ``out``. An interrupted stage is run again; if it
+    cannot resume, its output is deleted first.
+
+    Raises UserError for a stage that failed or was run with another command, and if another process uses ``out``. Other
+    running stages are then terminated and run again the next time.
     """
-    with alone(out, "another ablation, or by a stage that a killed one left") as lock, sigterm_as_exit():
+    with folder_lock(out, "another ablation, or by a stage of one that was killed") as lock, sigterm_as_exit():
         journal = Journal(out)
         todo = [stage for stage in stages if not journal.has(stage)]
         total = len(todo)
         journal.save()
         running: dict[Future[int], tuple[Stage, subprocess.Popen[bytes], float]] = {}
-        with ThreadPoolExecutor(jobs) as pool:  # a thread waits for each command
+        with ThreadPoolExecutor(jobs) as pool:  # one thread waits for each command
             try:
                 while todo or running:
                     under_way = [stage for stage, _, _ in running.values()]
                     for stage in _ready(todo, under_way)[: jobs - len(running)]:
                         todo.remove(stage)
-                        note(f"\n[{total - len(todo)} of {total}] {stage.name}\n$ {stage.command}")
+                        log.info(f"\n[{total - len(todo)} of {total}] {stage.name}\n$ {stage.command}")
                         child = _start(stage, lock, jobs, _log(stage, out, jobs))
                         running[pool.submit(child.wait)] = stage, child, time.monotonic()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         stage, _, start = running.pop(future)
                         _check_end(stage, future.result(), _log(stage, out, jobs))
                         journal.add(stage, time.monotonic() - start)
-                        note(f"{stage.name}: {journal.done[stage.name]['seconds']:,} s")
+                        log.info(f"{stage.name}: {journal.done[stage.name]['seconds']:,} s")
                         done(stage, journal)
             except BaseException:
                 for _, child, _ in running.values():
-                    child.terminate()  # and waits at the end of the block: training saves first
+                    child.terminate()  # the pool then waits for the commands; training saves first
                 raise
 
 
 def _ready(todo: Sequence[Stage], under_way: Sequence[Stage]) -> list[Stage]:
-    """The stages that read nothing of those that are not done."""
+    """The stages that do not read from an unfinished stage."""
     return [stage for stage in todo if not any(map(stage.reads, (*todo, *under_way)))]
 
 
 def _log(stage: Stage, out: Path, jobs: int) -> Path | None:
-    """Where a stage's command writes to; None are our own streams."""
+    """The file for a command's output; None: this process's streams."""
     return out / f"{stage.name}.log" if jobs > 1 else None
 
 
 def write_report(plan: Plan, out: Path) -> None:
-    """Writes ``results.json``, ``table.md`` and ``picture.svg`` of all that is done."""
+    """Writes ``results.json``, ``table.md`` and ``picture.svg`` for all finished stages."""
     results = collect(plan, out)
     write_text(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     write_text(out / TABLE, format_table(results))
     write_text(out / "picture.svg", picture(results))
 
 
-def ablate(
-    plan: str | Path,
-    out: str | Path,
-    seeds: int | None = None,
-    only: Sequence[str] | None = None,
-    jobs: int = 1,
-    dry_run: bool = False,
-) -> None:
+@takes(AblateSettings)
+def ablate(settings: AblateSettings) -> None:
     """Runs the ablation of a plan and writes its table.
 
-    For each seed: the base (pretrained once), an alignment for each row that has one, and the row's evaluations. Every
-    stage is a public command, printed before it runs; one that is done is not run again. After each seed ``out`` has
-    ``results.json``, ``table.md`` and ``picture.svg`` of all that is done there, by earlier calls too.
+    For each seed, pretrains the base model, aligns an encoder for each row that has an alignment, and runs the row's
+    evaluations. Every stage is a public command, printed before it runs. Finished stages are not run again. After each
+    seed, writes ``results.json``, ``table.md`` and ``picture.svg`` for all finished stages in ``out``.
 
-    Args:
-        plan: YAML file, see ``plan.read_plan``.
-        out: a new folder, or what an earlier call left.
-        seeds: how many, from 0; None is the plan's number.
-        only: rows of ``plan.ROWS``; None are the plan's.
-        jobs: stages under way at once. With more than one, each writes to ``STAGE.log`` in ``out`` and gets its share
-            of the cores (``OMP_NUM_THREADS`` where that is not set); GPUs are not shared out.
-        dry_run: prints the commands and runs nothing.
+    The arguments are the fields of :class:`AblateSettings`. With several ``jobs``, each stage writes to ``STAGE.log``
+    in ``out`` and uses its share of the cores (``OMP_NUM_THREADS``, unless set). GPUs are not divided between jobs.
 
-    Raises UserError for a plan that cannot be used, before anything runs, and for a stage that failed.
+    Raises UserError for an invalid plan, before anything runs, and for a stage that failed.
     """
-    read = read_plan(plan)
-    if seeds is not None and seeds < 1:
-        raise UserError(f"--seeds {seeds}: expected at least 1")
-    if jobs < 1:
-        raise UserError(f"--jobs {jobs}: expected at least 1")
-    if only is not None:
-        check_rows(only, "--only")
-        read = replace(read, rows=tuple(only))
-    read = replace(read, seeds=seeds or read.seeds)
-    folder = Path(out)
+    read = read_plan(settings.plan)
+    if settings.only is not None:
+        check_rows(settings.only, "--only")
+        read = replace(read, rows=tuple(settings.only))
+    read = replace(read, seeds=settings.seeds or read.seeds)
+    folder = Path(settings.out)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / JOURNAL).exists():
-        raise UserError(f"{out}: exists and was not made by an ablation; expected a new name")
+        raise UserError(f"--out {folder}: found a folder that is not an ablation's, expected a new name")
     by_seed = [list(seed_stages(read, read.rows, seed, folder)) for seed in range(read.seeds)]
     stages = list(dict.fromkeys(stage for of_seed in by_seed for stage in of_seed))
     journal = Journal(folder)
-    for seed in seeds_of(folder):  # what other rows and seeds left stands in the table too: it must be of this plan
+    for seed in seeds_of(folder):  # the table includes them, so their commands must match the plan
         for stage in seed_stages(read, tuple(ROWS), seed, folder):
             journal.has(stage)
-    if dry_run:
+    if settings.dry_run:
         for stage in stages:
             print(f"# {stage.name}{': done' if journal.has(stage) else ''}\n{stage.command}")
         return
@@ -195,6 +183,6 @@ def ablate(
         if any(stage in of_seed and all(map(journal.has, of_seed)) for of_seed in by_seed):
             write_report(read, folder)
 
-    run_stages(stages, folder, jobs, done)
+    run_stages(stages, folder, settings.jobs, done)
     write_report(read, folder)
     print(f"\n{(folder / TABLE).read_text(encoding='utf-8')}\nIn {folder}: results.json, {TABLE}, picture.svg")

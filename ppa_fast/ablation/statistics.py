@@ -1,4 +1,4 @@
-"""Means over seeds, differences over pairs of seeds, and chance."""
+"""Paired differences over seeds, significance tests, and chance levels."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppa_fast.data.examples import read_classification, read_gold, read_nli, rows_of
-from ppa_fast.evaluation.question_answering import score_answers
-from ppa_fast.finetune.table import spread
+from ppa_fast.tasks.classification import read_classification
+from ppa_fast.tasks.nli import read_nli
+from ppa_fast.tasks.qa_metrics import score_answers
+from ppa_fast.tasks.question_answering import read_gold
+from ppa_fast.tasks.reading import rows_of
+from ppa_fast.tasks.tables import spread
 
 ABOVE_CHANCE = 3.0  # standard deviations
 
 
 def t_test(t: float, freedom: int) -> float:
-    """The two-sided p of Student's t with ``freedom`` degrees: 1 − A(t|ν), Abramowitz and Stegun (1964), 26.7.3–4."""
+    """The two-sided p of Student's t with ``freedom`` degrees of freedom: 1 − A(t|ν).
+
+    Source: Abramowitz and Stegun (1964), 26.7.3–4.
+    """
     angle = math.atan2(abs(t), math.sqrt(freedom))
     cosine, odd = math.cos(angle), freedom % 2
     term, total = (cosine if odd else 1.0), 0.0
@@ -29,7 +35,7 @@ def t_test(t: float, freedom: int) -> float:
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
-    """Differences of the same seeds: ``spread`` and ``p``, of a two-sided paired t-test; None for a single pair."""
+    """``spread`` of the differences by seed, and ``p`` of a two-sided paired t-test (None for a single pair)."""
     differences = [value - base for value, base in zip(values, baseline, strict=True)]
     result = spread(differences)
     mean, sd, n = result["mean"], result["sd"], len(differences)
@@ -43,20 +49,21 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]
 
 
 def least_sign_flip_p(n: int) -> float:
-    """The least two-sided p that the exact sign-flip test over ``n`` pairs can give: 2 of its 2^n outcomes."""
+    """The smallest two-sided p of the exact sign-flip test over ``n`` pairs: 2 of its 2^n outcomes."""
     return 2 / 2**n
 
 
 def chance(task: str, gold: str | Path) -> tuple[float, int]:
-    """The score, 0 … 1, of who has learned nothing, on a test file, and its number of examples.
+    """The chance level (0 to 1) of a test file, and its number of examples.
 
-    Classes: accuracy of always naming the most frequent one. Question answering: F1 of always giving the whole context.
+    For classification, the accuracy of predicting the most frequent class. For question answering, the F1 of answering
+    with the complete context.
     """
     if task == "qa":
         questions, _ = read_gold(gold)
-        whole = {question.id: question.context for question in questions}
-        return score_answers(questions, whole)["f1"] / 100, len(questions)
-    if task == "nli":  # XNLI's file has all languages
+        contexts = {question.id: question.context for question in questions}
+        return score_answers(questions, contexts)["f1"] / 100, len(questions)
+    if task == "nli":  # XNLI's file contains all languages
         labels = Counter(example.label for example in rows_of(read_nli(gold)[0], "en"))
     else:
         labels = Counter(example.label for example in read_classification(gold)[0])
@@ -64,5 +71,5 @@ def chance(task: str, gold: str | Path) -> tuple[float, int]:
 
 
 def needed(share: float, n: int) -> float:
-    """What is above chance: ``share`` and three binomial standard deviations of ``n`` examples."""
+    """The limit for a score above chance: ``share`` plus three binomial standard deviations for ``n`` examples."""
     return share + ABOVE_CHANCE * math.sqrt(share * (1 - share) / n)

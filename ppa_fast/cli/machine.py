@@ -1,4 +1,4 @@
-"""The command on this machine: ``ppa-fast doctor`` and ``completion``; argument parsing only."""
+"""``ppa-fast doctor`` and ``completion``: argument parsing only."""
 
 from __future__ import annotations
 
@@ -20,21 +20,7 @@ def _completion(arguments: argparse.Namespace) -> None:
 
     from ppa_fast.cli import build_parser
 
-    parser = build_parser()
-    _complete_files(parser)
-    print(shtab.complete(parser, shell=arguments.shell))
-
-
-def _complete_files(parser: argparse.ArgumentParser) -> None:
-    """Marks each argument of a parser and its verbs that takes text: its value may be a file or folder."""
-    import shtab
-
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for verb in action.choices.values():
-                _complete_files(verb)
-        elif action.nargs != 0 and action.choices is None and action.type not in (int, float):
-            action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks
+    print(shtab.complete(build_parser(), shell=arguments.shell))
 
 
 def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -42,14 +28,14 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_verb(
         verbs,
         "doctor",
-        "tell what is installed and built, what runs where, and what to do next",
+        "show installed packages, built libraries, the backend of each device, and the next step",
         "ppa-fast doctor",
         _doctor,
     )
     p = add_verb(
         verbs,
         "completion",
-        "print the script that makes a shell complete verbs, flags and files",
+        "print the shell script that completes verbs, flags and files",
         "ppa-fast completion bash > ~/.local/share/bash-completion/completions/ppa-fast\n"
         "ppa-fast completion zsh > ~/.zfunc/_ppa-fast",
         _completion,

@@ -1,66 +1,114 @@
-"""What the verbs' parsers share."""
+"""The parser class and helpers that all verbs share."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from importlib import import_module
+from typing import Any, NoReturn, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from ppa_fast.data.corpus import ReadOptions
+from ppa_fast import console
+from ppa_fast.errors import input_error
+from ppa_fast.settings import Options, add_arguments, from_arguments
 
-Verbs = argparse._SubParsersAction  # of ArgumentParser; argparse has no public name for it
-PAIRS_HELP = (
-    "en-de:FILE.en,FILE.de (line-parallel), en-fr:FILE (.tsv .csv .jsonl .tmx .xliff .po .parquet; .gz .bz2 .xz .zst "
-    "too) or en-de:hf:NAME[,CONFIG][:SPLIT] (data set); repeatable"
-)
+O = TypeVar("O", bound=Options)  # noqa: E741
+ParserT = TypeVar("ParserT", covariant=True)
+
+FLAG = re.compile(r"--[a-zA-Z][\w-]*")
+WRONG_CHOICE = re.compile(r"(?P<argument>.*): invalid choice: '(?P<value>.*)' \(choose from (?P<choices>.*)\)")
+
+
+class Verbs(Protocol[ParserT]):
+    """The type that ``add_subparsers`` returns."""
+
+    def add_parser(self, name: str, **options: Any) -> ParserT: ...
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with ``--quiet`` and ``--debug``, whose errors are one line: what was found, and what is nearest to it.
+    """A parser with ``--quiet`` and ``--debug`` whose errors are one line with a suggestion.
 
-    The parsers of its verbs are of this class too, so that both flags stand before or after a verb.
+    The parsers of the verbs have the same class, so both flags may come before or after a verb.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        self.has_verbs, self.words, self.hidden = False, list[str](), list[str]()
         super().__init__(*args, **options)
         self.formatter_class = argparse.RawDescriptionHelpFormatter
         output = self.add_argument_group("output")
-        # No default: that of a verb's parser would win over a flag before the verb.
+        # No default, because the default of a verb's parser would override a flag before the verb.
         for flag, text in (
-            ("--quiet", "results and errors only: no progress, no notes"),
-            ("--debug", "an error's traceback too, and what other libraries say"),
+            ("--quiet", "show only results and errors, without progress and log messages"),
+            ("--debug", "show tracebacks and the messages of other libraries"),
         ):
             output.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, but a flag that this verb lacks is told before an argument that is missing."""
-        if self._subparsers is None:
-            for word in sys.argv[1:] if args is None else args:
-                flag = word.partition("=")[0]
-                if flag.startswith("--") and not any(known.startswith(flag) for known in self._option_string_actions):
-                    self.error(f"unknown flag {flag}{_nearest(flag, self._option_string_actions)}")
-        return super().parse_known_args(args, namespace)
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As in argparse; also lets the shell complete files for arguments without a type."""
+        if options.get("help") == argparse.SUPPRESS:
+            self.hidden += names
+        return _complete_files(super().add_argument(*names, **options))
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            choices = [str(choice) for choice in action.choices]
-            expected = f"expected one of {', '.join(choices)}"
-            raise argparse.ArgumentError(action, f"found {value!r}{_nearest(str(value), choices)}, {expected}")
+    def add_mutually_exclusive_group(self, **options: Any) -> Any:
+        group = super().add_mutually_exclusive_group(**options)
+        add = group.add_argument
+        group.add_argument = lambda *names, **each: _complete_files(add(*names, **each))  # type: ignore[method-assign]
+        return group
+
+    def add_subparsers(self, **options: Any) -> Any:
+        self.has_verbs = True
+        return super().add_subparsers(**options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse, but an unknown flag of a verb is an error here."""
+        self.words = sys.argv[1:] if args is None else args
+        found, rest = super().parse_known_args(args, namespace)
+        if not self.has_verbs and self._unknown_flag(rest):
+            self.error("")
+        return found, rest
+
+    def _unknown_flag(self, words: Sequence[str]) -> str:
+        flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+        known = FLAG.findall(self.format_help()) + self.hidden
+        unknown = [flag for flag in flags if not any(each.startswith(flag) for each in known)]
+        return f"unknown flag {unknown[0]}{_suggestion(unknown[0], known)}" if unknown else ""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As in argparse, but a full disk is an error, and a reader that has closed stdout ends the process."""
+        try:
+            print(message or "", end="", file=file or sys.stderr, flush=True)
+        except OSError as error:
+            console.discard_stdout()
+            if reason := input_error(error):
+                self.exit(2, f"error: {reason}\n")
+            sys.exit(0)
 
     def error(self, message: str) -> NoReturn:
+        """Exits with one line on stderr; an unknown flag is reported before a missing argument."""
+        if found := WRONG_CHOICE.fullmatch(message):
+            choices = found["choices"].replace("'", "").split(", ")
+            nearest = _suggestion(found["value"], choices)
+            message = f"{found['argument']}: found {found['value']!r}{nearest}, expected one of {', '.join(choices)}"
+        if not self.has_verbs:
+            message = self._unknown_flag(self.words) or message
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def _complete_files(action: argparse.Action) -> argparse.Action:
+    if action.nargs != 0 and action.choices is None and action.type is None:
+        action.complete = "file"  # type: ignore[attr-defined]  # shtab reads this attribute
+    return action
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
     found = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {found[0]}?)" if found else ""
 
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of a command, with ``quiet`` and ``debug`` among them."""
+    """Parses the arguments of a command, including ``quiet`` and ``debug``."""
     parser.set_defaults(quiet=False, debug=False)
     return parser.parse_args(argv)
 
@@ -70,19 +118,51 @@ def add_verb(
     name: str,
     text: str,
     examples: str,
-    work: Callable[[argparse.Namespace], None],
+    work: Callable[[argparse.Namespace], object],
     **options: Any,
 ) -> argparse.ArgumentParser:
-    """The parser of a new verb: ``text`` is its help and description; ``examples``, one a line; ``work`` to run."""
+    """Adds a verb and returns its parser.
+
+    ``text`` is its help and description, ``examples`` has one example a line, and ``work`` runs the verb.
+    """
     parser = _add_parser(verbs, name, text, examples, **options)
     parser.set_defaults(work=work)
     return parser
 
 
+def add_verb_of(
+    cls: type[O],
+    verbs: Verbs[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    examples: str,
+    work: Callable[[O], object],
+) -> argparse.ArgumentParser:
+    """Adds a verb whose flags are the options of ``cls``; ``work`` takes an instance of it."""
+    parser = add_verb(verbs, name, text, examples, lambda arguments: work(from_arguments(cls, arguments)))
+    add_arguments(parser, cls)
+    return parser
+
+
+def calling(function: str, message: str = "") -> Callable[[Options], None]:
+    """Returns the work of a verb: import a function by its dotted name and call it with the options as arguments.
+
+    It then prints ``message``, formatted with the options and ``result``.
+    """
+
+    def work(options: Options) -> None:
+        module, _, name = function.rpartition(".")
+        result = getattr(import_module(module), name)(**vars(options))
+        if message:
+            print(message.format(result=result, **vars(options)))
+
+    return work
+
+
 def add_family(
     verbs: Verbs[argparse.ArgumentParser], name: str, text: str, examples: str
 ) -> Verbs[argparse.ArgumentParser]:
-    """The place for the tasks of a new verb, each to be added as a verb of its own."""
+    """Adds a verb with tasks; returns the object to which the tasks are added, as verbs are."""
     parser = _add_parser(verbs, name, text, examples)
     return parser.add_subparsers(title="tasks", metavar="TASK", required=True)
 
@@ -99,29 +179,3 @@ def _add_parser(
         **options,
     )
     return parser
-
-
-def add_read_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of how the files of ``--pairs`` are read; :func:`read_options` gives them."""
-    parser.add_argument(
-        "--format", metavar="NAME", help="tsv, csv, jsonl, tmx, xliff, po or parquet (default: by the extension)"
-    )
-    parser.add_argument(
-        "--columns",
-        metavar="A,B",
-        help="columns or fields of the two sides (default: their codes); numbers for a table without header",
-    )
-    parser.add_argument(
-        "--score-column", metavar="NAME", help="column, field or TMX property with the score of the alignment"
-    )
-
-
-def read_options(arguments: argparse.Namespace) -> ReadOptions:
-    """What :func:`add_read_options` added, as given; raises UserError unless ``--columns`` are two."""
-    from ppa_fast.data.corpus import ReadOptions
-    from ppa_fast.errors import UserError
-
-    columns = None if arguments.columns is None else arguments.columns.split(",")
-    if columns is not None and (len(columns) != 2 or not all(columns)):
-        raise UserError(f"--columns {arguments.columns}: expected two names, A,B")
-    return ReadOptions(arguments.format, columns and (columns[0], columns[1]), arguments.score_column)

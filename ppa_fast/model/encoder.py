@@ -1,149 +1,256 @@
-"""Hugging Face encoders: loading, and the parts that training needs.
+"""Loading Hugging Face encoders, and access to the parts that training needs.
 
-Nothing here runs code from a checkpoint: ``trust_remote_code`` is always off, weights come from safetensors, or (old
-hub checkpoints) from ``pytorch_model.bin`` through torch's restricted unpickler.
+No code from a checkpoint is run: ``trust_remote_code`` is always off, and weights are read from safetensors or, for old
+hub checkpoints, from ``pytorch_model.bin`` with torch's restricted unpickler.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ppa_fast.errors import UserError
 from ppa_fast.hub import load_pretrained
-
-FAMILIES: dict[str, tuple[str, str]] = {
-    "bert": ("bert", "cls"),
-    "roberta": ("roberta", "lm_head"),
-    "xlm-roberta": ("roberta", "lm_head"),
-}
-"""Families that can be trained: ``model_type`` → (attribute of the encoder, attribute of the LM head)."""
-
-# RoBERTa's kin number positions from pad_id + 1, so that many rows of the position table are never read.
-_POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "mpnet", "data2vec-text"}
+from ppa_fast.model.families import family_of
 
 
 def missing_weights(model: PreTrainedModel, missing: set[str]) -> list[str]:
-    """Of the names that a checkpoint lacked, those whose tensor did not come under another (tied) name; sorted."""
+    """The names in ``missing`` whose tensor was not loaded under another (tied) name; sorted."""
     tensors = model.state_dict(keep_vars=True)
     loaded = {id(tensor) for name, tensor in tensors.items() if name not in missing}
     return sorted(name for name in missing if name not in tensors or id(tensors[name]) not in loaded)
 
 
-def load_config(name_or_dir: str | Path) -> PretrainedConfig:
-    """The configuration of a model of one of ``FAMILIES``; raises UserError for others and as ``load_pretrained``."""
-    config = load_pretrained(AutoConfig, name_or_dir)
-    if config.model_type not in FAMILIES:
+def check_complete(
+    name_or_dir: str | Path, missing: Sequence[str], what: str = "encoder weights", expected: str = ""
+) -> None:
+    """Raises UserError with the first missing weight if a checkpoint lacks weights; ``what`` names their kind."""
+    if missing:
+        hint = f"; expected {expected}" if expected else ""
+        raise UserError(f"{name_or_dir}: the checkpoint lacks {len(missing)} {what}, the first is {missing[0]}{hint}")
+
+
+def check_vocabulary(name_or_dir: str | Path, tokens: int, config: PretrainedConfig) -> None:
+    """Raises UserError if a tokenizer of ``tokens`` tokens has ids without an embedding in the encoder."""
+    if tokens > config.vocab_size:
         raise UserError(
-            f"{name_or_dir}: model type {config.model_type!r} cannot be trained; expected one of {', '.join(FAMILIES)}"
+            f"{name_or_dir}: the tokenizer has {tokens} tokens, the encoder {config.vocab_size}; "
+            "expected the encoder's own tokenizer"
+        )
+
+
+def load_config(name_or_dir: str | Path) -> PretrainedConfig:
+    """The configuration of a trainable model; raises UserError for other models, and as ``load_pretrained`` does."""
+    config = encoder_config(name_or_dir)
+    if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise UserError(
+            f"{name_or_dir}: model type {config.model_type!r} cannot be trained; expected a text encoder: "
+            "a type that AutoModelForMaskedLM knows"
         )
     return config
 
 
-def load_masked_lm(name_or_dir: str | Path) -> PreTrainedModel:
-    """A masked language model of one of ``FAMILIES``: fp32, SDPA attention, on the CPU, in eval mode.
-
-    Raises UserError for another family, an absent or broken folder, and a checkpoint without its MLM head.
-    """
-    config = load_config(name_or_dir)
-    model, info = load_pretrained(
-        AutoModelForMaskedLM,
-        name_or_dir,
-        dtype=torch.float32,
-        attn_implementation="sdpa",
-        output_loading_info=True,
-    )
+def _load_masked_lm(name_or_dir: str | Path, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A masked language model and the names of missing head weights; other missing weights raise UserError."""
+    model, info = load_pretrained(AutoModelForMaskedLM, name_or_dir, output_loading_info=True, **options)
+    encoder = f"{model.base_model_prefix}."
     missing = missing_weights(model, info["missing_keys"])
-    head = FAMILIES[config.model_type][1]
-    if any(name.startswith(f"{head}.") for name in missing):
+    check_complete(name_or_dir, [name for name in missing if name.startswith(encoder)])
+    return model, [name for name in missing if not name.startswith(encoder)]
+
+
+def lacks_lm_head(name_or_dir: str | Path) -> bool:
+    """Whether a checkpoint lacks MLM head weights; reads no weights. Raises as :func:`load_masked_lm` does."""
+    return bool(_load_masked_lm(name_or_dir, device_map="meta")[1])
+
+
+def load_masked_lm(name_or_dir: str | Path, head_seed: int | None = None) -> PreTrainedModel:
+    """A masked language model: fp32, on the CPU, in eval mode.
+
+    With ``head_seed``, a checkpoint without an MLM head gets a new one: random weights drawn with the seed, and a
+    decoder tied to the embeddings.
+
+    Raises UserError for a model type that cannot be trained, an absent or broken folder, a checkpoint without all
+    encoder weights, and, without ``head_seed``, a checkpoint without an MLM head.
+    """
+    load_config(name_or_dir)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(head_seed or 0)
+        model, missing = _load_masked_lm(name_or_dir, dtype=torch.float32)
+    if missing and head_seed is None:
         raise UserError(
             f"{name_or_dir}: the MLM head is missing ({missing[0]} and {len(missing) - 1} more weights); "
             "expected a checkpoint saved with its masked-language-model head"
         )
     if missing:
-        raise UserError(
-            f"{name_or_dir}: the checkpoint lacks {len(missing)} encoder weights, the first is {missing[0]}"
-        )
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
     return model
 
 
-def load_encoder(name_or_dir: str | Path) -> PreTrainedModel:
-    """Any encoder that ``AutoModel`` knows, without a head: fp32, on the CPU, in eval mode.
-
-    A checkpoint without pooler is fine (no pooler is read here). Raises UserError for an absent or broken folder, an
-    encoder-decoder, and a checkpoint that lacks other weights of the encoder.
-    """
+def encoder_config(name_or_dir: str | Path) -> PretrainedConfig:
+    """The configuration of any model; raises UserError for an encoder-decoder, and as ``load_pretrained`` does."""
     config = load_pretrained(AutoConfig, name_or_dir)
     if config.is_encoder_decoder:
         raise UserError(f"{name_or_dir}: {config.model_type!r} is an encoder-decoder; expected an encoder")
-    model, info = load_pretrained(AutoModel, name_or_dir, dtype=torch.float32, output_loading_info=True)
-    missing = [name for name in missing_weights(model, info["missing_keys"]) if not name.startswith("pooler.")]
-    if missing:
-        raise UserError(
-            f"{name_or_dir}: the checkpoint lacks {len(missing)} encoder weights, the first is {missing[0]}"
-        )
+    return config
+
+
+def without_pooler(config: PretrainedConfig) -> dict[str, Any]:
+    """Options of ``AutoModel`` that omit the pooler, which is not used or trained."""
+    model: Any = MODEL_MAPPING[type(config)]
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model).parameters else {}
+
+
+def load_encoder(name_or_dir: str | Path) -> PreTrainedModel:
+    """Any encoder that ``AutoModel`` knows, without head and pooler: fp32, on the CPU, in eval mode.
+
+    Raises UserError for an absent or broken folder, an encoder-decoder, and a checkpoint without all encoder weights.
+    """
+    options = without_pooler(encoder_config(name_or_dir))
+    model, info = load_pretrained(AutoModel, name_or_dir, dtype=torch.float32, output_loading_info=True, **options)
+    check_complete(name_or_dir, missing_weights(model, info["missing_keys"]))
     return model
 
 
-def encoder_of(mlm: PreTrainedModel) -> nn.Module:
-    """The encoder inside a masked language model of one of ``FAMILIES``."""
-    return getattr(mlm, FAMILIES[mlm.config.model_type][0])
+def has_lm_head(config: PretrainedConfig) -> bool:
+    """Whether a saved model's first architecture is a masked language model."""
+    return (config.architectures or [""])[0].endswith("ForMaskedLM")
 
 
-def freeze_layers(mlm: PreTrainedModel, count: int) -> None:
-    """Freezes the embeddings (with them an LM decoder that is tied to them) and the first ``count`` layers; 0: nothing.
+def build_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A model of the first class in ``config.architectures``, in fp32 with random weights: with its MLM head or, as in
+    :func:`load_encoder`, without."""
+    if has_lm_head(config):
+        return AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
+    return AutoModel.from_config(config, dtype=torch.float32, **without_pooler(config))
 
-    Lower layers carry what languages share already; freezing them is a guard against forgetting (and spares their
-    backward pass).
+
+def encoder_of(model: PreTrainedModel) -> nn.Module:
+    """The encoder inside a masked language model; an encoder is returned unchanged."""
+    return model.base_model
+
+
+def separate_layers(encoder: nn.Module, setting: str) -> nn.ModuleList:
+    """The encoder's layers, lowest first; raises UserError, naming ``setting``, if they cannot be told apart."""
+    config: Any = encoder.config
+    layers = family_of(config).layers(encoder)
+    if not layers:
+        raise UserError(
+            f"{setting}: found model type {config.model_type!r}, whose layers cannot be told apart; "
+            f"expected another model, or no {setting}"
+        )
+    return layers
+
+
+@contextmanager
+def first_layers(encoder: nn.Module, count: int) -> Iterator[None]:
+    """Makes forwards of the encoder, inside the block, run only its first ``count`` layers.
+
+    A norm after the last layer is applied, as if the encoder had no further layers. The layers must be separate.
     """
-    encoder: Any = encoder_of(mlm)
-    if count:
-        for module in (encoder.embeddings, *encoder.encoder.layer[:count]):
-            module.requires_grad_(False)
+    config: Any = encoder.config
+    layers = family_of(config).layers(encoder)
+    above = list(layers)[count:]
+    del layers[count:]
+    try:
+        yield
+    finally:
+        layers.extend(above)
 
 
-def checkpoint_activations(mlm: PreTrainedModel) -> None:
-    """Lets the encoder's layers keep their input only; backward computes the rest again, with the same dropout."""
-    enable: Any = getattr(mlm, "activation_checkpointing_enable", None)  # its name since transformers 5.23
-    (enable or mlm.gradient_checkpointing_enable)({"use_reentrant": False})
-    # It makes the embeddings' output need a gradient, for reentrant checkpoints: frozen layers would go backward too.
-    mlm.disable_input_require_grads()
+def cut_above(encoder: PreTrainedModel, count: int) -> None:
+    """Removes the layers above the first ``count`` and adapts the configuration, in place.
+
+    Raises UserError if the layers cannot be told apart.
+    """
+    config: Any = encoder.config
+    del separate_layers(encoder, "layers")[count:]
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:count]
+    config.num_hidden_layers = count
 
 
-def lm_head_of(mlm: PreTrainedModel) -> nn.Module:
-    """The LM head inside a masked language model of one of ``FAMILIES``: hidden states [..., H] → logits [..., V]."""
-    return getattr(mlm, FAMILIES[mlm.config.model_type][1])
+def stated_layer(config: PretrainedConfig) -> int | None:
+    """The layer of the sentence vectors that an export states (see :func:`state_layer`); None is the last."""
+    layer: int | None = getattr(config, "contrast_layer", None)
+    return layer
+
+
+def state_layer(config: PretrainedConfig, layer: int | None) -> None:
+    """States the layer of the sentence vectors in a configuration, which is saved with it; None removes it."""
+    vars(config).pop("contrast_layer", None)
+    if layer is not None:
+        config.contrast_layer = layer
+
+
+def freeze(model: PreTrainedModel, parts: Set[int]) -> None:
+    """Freezes ``parts`` of the encoder: 0 is the embeddings (and an LM decoder tied to them), 1 … L are the layers.
+
+    Lower layers are already shared across languages; freezing them limits forgetting and skips their backward pass.
+    Raises UserError if the layers cannot be told apart.
+    """
+    encoder: Any = encoder_of(model)
+    if 0 in parts:
+        getattr(encoder, "embeddings", encoder.get_input_embeddings()).requires_grad_(False)
+    if numbers := parts - {0}:
+        layers = separate_layers(encoder, "freeze_layers")
+        for number in numbers:
+            layers[number - 1].requires_grad_(False)
+
+
+def freeze_head(model: PreTrainedModel) -> None:
+    """Freezes the weights of a masked language model outside its encoder; does nothing to an encoder."""
+    encoder = set(encoder_of(model).parameters())
+    for parameter in model.parameters():
+        if parameter not in encoder:
+            parameter.requires_grad_(False)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Makes the encoder's layers store only their input; backward recomputes the rest with the same dropout.
+
+    Raises UserError for a model type without support for it.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(f"activation_checkpointing: a {model.config.model_type!r} does not support it")
+    enable: Any = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.23
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    # The call above makes the embeddings' output require a gradient; frozen layers would then run backward too.
+    model.disable_input_require_grads()
 
 
 def lm_transform(mlm: PreTrainedModel, hidden: Tensor) -> Tensor:
     """The LM head up to its last layer: hidden states [..., H] → [..., H]."""
-    head: Any = lm_head_of(mlm)
-    if mlm.config.model_type == "bert":
-        transformed: Tensor = head.predictions.transform(hidden)
-    else:
-        transformed = head.layer_norm(F.gelu(head.dense(hidden)))
-    return transformed
+    return family_of(mlm.config).lm_transform(mlm, hidden)
 
 
 def lm_decoder(mlm: PreTrainedModel) -> nn.Linear:
-    """The LM head's last layer, H → V; its weight is that of the input embeddings where the model ties them."""
-    head: Any = lm_head_of(mlm)
-    decoder: nn.Linear = head.predictions.decoder if mlm.config.model_type == "bert" else head.decoder
+    """The LM head's last layer, H → V; it shares the weight of the input embeddings if the model ties them."""
+    decoder: Any = mlm.get_output_embeddings()
     return decoder
 
 
 def max_sequence(config: PretrainedConfig) -> int:
-    """The longest sequence in tokens, specials included, that has a position for each.
+    """The maximum sequence length in tokens, special tokens included.
 
-    ``sys.maxsize`` for an architecture without a table of positions.
+    ``sys.maxsize`` for an architecture without a position table.
     """
     positions: int = getattr(config, "max_position_embeddings", sys.maxsize)
-    if config.model_type in _POSITIONS_AFTER_PAD:
-        positions -= config.pad_token_id + 1
-    return positions
+    return positions - family_of(config).first_position(config)

@@ -1,8 +1,8 @@
-"""Model folders: the base checkpoint's part that training leaves alone, and complete Hugging Face folders.
+"""Model folders: weights of the base checkpoint that are not trained, and complete Hugging Face folders.
 
-A masked language model drops weights that its checkpoint may hold: the pooler, BERT's next-sentence head. They are kept
-aside when a run starts and put back, bit for bit, when its model is saved: without them the aligned model would start
-its fine-tuning from a random pooler that the unaligned baseline does not have.
+A masked language model does not load all weights of its checkpoint, such as the pooler or BERT's next-sentence head.
+They are saved when a run starts and restored, bit for bit, when its model is saved. Otherwise fine-tuning the aligned
+model would start from a random pooler, unlike the unaligned baseline.
 """
 
 from __future__ import annotations
@@ -15,47 +15,59 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForPreTraining, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_PRETRAINING_MAPPING,
+    AutoModel,
+    AutoModelForPreTraining,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from ppa_fast.files import sync
+from ppa_fast.files import follow_umask, sync
 from ppa_fast.hub import load_pretrained, quiet
+from ppa_fast.model.encoder import encoder_of
+from ppa_fast.model.sentence_transformer import SentenceModules
 
 UNTOUCHED = "untouched.safetensors"
 
 
-def untouched_weights(name_or_dir: str | Path, mlm: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights of a checkpoint that ``mlm``, loaded from it, does not hold: fp32, by their full Hugging Face names.
+def untouched_weights(name_or_dir: str | Path, model: PreTrainedModel) -> dict[str, Tensor]:
+    """The checkpoint's weights that ``model``, loaded from it, does not have: fp32, by full Hugging Face name.
 
-    Empty where the checkpoint has no more than the masked language model. Raises UserError as ``load_pretrained``.
+    Pretraining heads are included only for a masked language model. Raises UserError as ``load_pretrained`` does.
     """
-    held = mlm.state_dict().keys()
+    held = model.state_dict().keys()
     found: dict[str, Tensor] = {}
-    for auto in (AutoModel, AutoModelForPreTraining):
-        model, info = load_pretrained(auto, name_or_dir, dtype=torch.float32, output_loading_info=True)
-        prefix = f"{model.base_model_prefix}." if auto is AutoModel else ""
-        for name, tensor in model.state_dict().items():
+    has_head = encoder_of(model) is not model
+    pretraining = has_head and type(model.config) in MODEL_FOR_PRETRAINING_MAPPING
+    for auto in (AutoModel, AutoModelForPreTraining) if pretraining else (AutoModel,):
+        complete, info = load_pretrained(auto, name_or_dir, dtype=torch.float32, output_loading_info=True)
+        prefix = f"{complete.base_model_prefix}." if auto is AutoModel and has_head else ""
+        for name, tensor in complete.state_dict().items():
             if name not in info["missing_keys"] and prefix + name not in held:
                 found[prefix + name] = tensor
     return found
 
 
 def save_base(
-    mlm: PreTrainedModel, name_or_dir: str | Path, tokenizer: PreTrainedTokenizerBase, out: str | Path
+    model: PreTrainedModel, name_or_dir: str | Path, tokenizer: PreTrainedTokenizerBase, out: str | Path
 ) -> None:
-    """Writes what an export needs of the base model ``mlm`` (from ``name_or_dir``) to the folder ``out``.
+    """Writes the files of the base model ``model`` (from ``name_or_dir``) that an export needs to the folder ``out``.
 
-    These are config.json, the tokenizer and ``untouched.safetensors`` (see ``untouched_weights``). ``out`` must not
-    exist yet; it appears whole or not at all.
+    These are config.json, the tokenizer, ``untouched.safetensors`` (see ``untouched_weights``) and the settings of
+    sentence-transformers. ``out`` must not exist yet and is created atomically.
     """
     folder = Path(out)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    mlm.config.architectures = [type(mlm).__name__]
+    model.config.architectures = [type(model).__name__]
     with quiet():
-        mlm.config.save_pretrained(temporary)
+        model.config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    save_file(untouched_weights(name_or_dir, mlm), temporary / UNTOUCHED, metadata={"format": "pt"})
+    save_file(untouched_weights(name_or_dir, model), temporary / UNTOUCHED, metadata={"format": "pt"})
+    follow_umask(temporary / UNTOUCHED)
+    SentenceModules.of(str(name_or_dir)).keep(temporary)
     for file in temporary.iterdir():
         sync(file)
     temporary.rename(folder)
@@ -63,14 +75,15 @@ def save_base(
 
 
 def save_folder(
-    mlm: PreTrainedModel, untouched: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase, out: str | Path
+    model: PreTrainedModel, untouched: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase, out: str | Path
 ) -> None:
-    """Writes a Hugging Face folder: config.json, the tokenizer, one model.safetensors with the MLM head.
+    """Writes a Hugging Face folder: config.json, the tokenizer, one model.safetensors that includes the model's head.
 
-    ``untouched`` (full Hugging Face names) is stored beside the weights of ``mlm``, so that ``AutoModel`` finds its
-    pooler and ``AutoModelForMaskedLM`` its head.
+    ``untouched`` (full Hugging Face names) is stored with the weights of ``model``, so that ``AutoModel`` finds its
+    pooler.
     """
-    state: dict[str, Any] = {**mlm.state_dict(), **untouched}
+    state: dict[str, Any] = {**model.state_dict(), **untouched}
     with quiet():
-        mlm.save_pretrained(out, state_dict=state, max_shard_size="1TB")
+        model.save_pretrained(out, state_dict=state, max_shard_size="1TB")
         tokenizer.save_pretrained(out)
+    follow_umask(*Path(out).glob("*.safetensors"))

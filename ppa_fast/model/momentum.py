@@ -1,62 +1,76 @@
-"""The momentum (key) encoder: an fp32 master that moves slowly, and a working copy in the training precision."""
+"""The momentum (key) encoder: a slowly updated fp32 master and a working copy in the training precision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ppa_fast.model.alignment import AlignmentModel
-from ppa_fast.ops.assemble import Stream
+from ppa_fast.ops.assemble import PackedSequences
 from ppa_fast.ops.ema import ema_
 
 
+@dataclass(frozen=True)
+class WorkingCopy:
+    """Complete weights in the working precision, updated from tensors in the masters' layout.
+
+    ``parts``: tensors for this rank's part of the weights. ``spread``: call it after writing them, to update the
+    complete weights on every rank.
+    """
+
+    parts: list[Tensor]
+    spread: Callable[[], None]
+
+
 class Masters(Protocol):
-    """The fp32 weights that the optimizer moves, as this rank holds them (``training.zero``)."""
+    """The fp32 weights that the optimizer updates, as stored on this rank (``training.zero``)."""
 
     tensors: list[Tensor]
 
-    def copy_to(self, tensors: list[Tensor], whole: Mapping[str, Tensor]) -> None:
-        """Copies every rank's ``tensors``, which have the masters' layout, into whole ones by parameter name."""
+    def working_copy(self, whole: Mapping[str, Tensor]) -> WorkingCopy:
+        """Makes a working copy of complete tensors by parameter name; may change their storage."""
 
 
 class MomentumEncoder:
-    """Holds its master in the layout of the query encoder's masters, so that the update needs no communication.
+    """Stores its master in the layout of the query encoder's masters, so that updates need no communication.
 
-    The master is sharded, or on the CPU, where they are; the working copy is whole on every rank's device, and what
-    travels to it is already in its precision.
+    ``tensors``: the master, sharded or on the CPU if the query encoder's masters are. In fp32 it is this rank's part of
+    the working copy; in 16 bits it is a separate tensor. Every rank's device has the complete working copy. Weights are
+    sent to it in its own precision.
 
     Args:
-        model: a copy of the query encoder, made before DeepSpeed sees that one, in the training precision, on the
-            device. It stays out of the engine's module tree: inside, DeepSpeed would cast and partition it.
-        masters: of the query encoder; the momentum master starts equal to them.
+        model: a copy of the query encoder, made before ``deepspeed.initialize``, in the training precision, on the
+            device. Keep it out of the engine's module tree, or DeepSpeed casts and partitions it.
+        masters: masters of the query encoder, which initialize the momentum master.
     """
 
     def __init__(self, model: AlignmentModel, masters: Masters) -> None:
         self.model = model.eval().requires_grad_(False)
         self.masters = masters
-        self.tensors = [t.detach().clone() for t in masters.tensors]
-        self._working = dict(self.model.named_parameters())
-        dtype = next(iter(self._working.values())).dtype
-        # The masters in the working precision, which is what travels between ranks; fp32 needs no copy.
-        self._rounded = self.tensors if dtype == torch.float32 else [t.to(dtype) for t in self.tensors]
+        self._working = masters.working_copy(dict(self.model.named_parameters()))
+        fp32 = next(self.model.parameters()).dtype == torch.float32
+        self._rounded = [] if fp32 else self._working.parts
+        self.tensors = self._working.parts if fp32 else [torch.empty_like(t) for t in masters.tensors]
+        for tensor, master in zip(self.tensors, masters.tensors, strict=True):
+            tensor.copy_(master.detach())
         self.refresh()
 
     def update(self, momentum: float) -> None:
-        """Once a global step, after the optimizer: ``k ← m·k + (1 − m)·q`` in fp32, then the working copy follows."""
-        rounded = [] if self._rounded is self.tensors else self._rounded
-        ema_(self.tensors, [q.detach() for q in self.masters.tensors], rounded, momentum)
-        self.masters.copy_to(self._rounded, self._working)
+        """Updates master, ``k ← m·k + (1 − m)·q`` in fp32, and working copy; call it after each optimizer step."""
+        ema_(self.tensors, [q.detach() for q in self.masters.tensors], self._rounded, momentum)
+        self._working.spread()
 
     def refresh(self) -> None:
-        """Brings the working copy in line with a master that was set from outside, or after another use of the copy."""
-        for rounded, master in zip(self._rounded, self.tensors, strict=True):
+        """Updates the working copy from the master, after the master was set or the copy was used otherwise."""
+        for rounded, master in zip(self._rounded, self.tensors, strict=bool(self._rounded)):
             rounded.copy_(master)
-        self.masters.copy_to(self._rounded, self._working)
+        self._working.spread()
 
     @torch.no_grad()
-    def keys(self, sentences: Stream) -> Tensor:
+    def keys(self, sentences: PackedSequences) -> Tensor:
         """Key vectors fp32 [S, D], unit rows; no dropout, no gradient."""
         return self.model.project(sentences)

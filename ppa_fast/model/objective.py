@@ -1,8 +1,9 @@
-"""The multi-task loss of a step (paper, section 2.3), in sums, so that micro-batches of any cut add up to it."""
+"""The multi-task loss of a step (paper, section 2.3), computed as sums that add up over micro-batches of any size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,50 +14,64 @@ from ppa_fast.ops.infonce import infonce
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the objectives (0 for one that is off) and InfoNCE's temperature."""
+    """The weights of TLM and of the sentence-level objective (0 if disabled), and InfoNCE's temperature."""
 
     tlm: float
-    moco: float
+    contrast: float
     temperature: float
+
+
+class ContrastLoss(NamedTuple):
+    """``loss``: the sum over a micro-batch's pairs, with its graph; ``top1``: number of positives that score above all
+    their negatives; ``vectors``: [N, D], the vectors without a gradient from this graph."""
+
+    loss: Tensor
+    top1: Tensor
+    vectors: Tensor
+
+
+def no_contrast(like: Tensor) -> ContrastLoss:
+    """Zeros, as the scalar ``like``, for a step without a contrast."""
+    zero = torch.zeros_like(like)
+    return ContrastLoss(zero, zero, zero)
+
+
+def moco_loss(query: Tensor, keys: Tensor, groups: Tensor, queue: KeyQueue, weights: Weights) -> ContrastLoss:
+    """InfoNCE against the queue of query, keys [N, D], unit rows, groups int64 [N]; zeros if the weight is 0."""
+    if not weights.contrast:
+        return no_contrast(query.new_zeros(()))._replace(vectors=keys)
+    loss, hits = infonce(query, keys, groups, queue.vectors, queue.groups, queue.state, weights.temperature)
+    return ContrastLoss(loss.sum(), hits.sum(), keys)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """``total``: the micro-batch's part of the global step's loss, to run backward from; ``tlm``, ``moco``: sums over
-    its masked rows and pairs, detached; ``top1``: how many positives beat all their negatives."""
+    """``total``: the micro-batch's part of the global step's loss, for backward; ``tlm``, ``contrast``: sums over its
+    masked positions and pairs, detached; ``top1``: number of positives that score above all their negatives."""
 
     total: Tensor
     tlm: Tensor
-    moco: Tensor
+    contrast: Tensor
     top1: Tensor
 
 
 def objective(
     tlm_sum: Tensor,
-    query: Tensor,
-    keys: Tensor,
-    groups: Tensor,
-    queue: KeyQueue,
+    contrast: ContrastLoss,
     weights: Weights,
     masked_in_step: int,
     pairs_in_step: int,
 ) -> Losses:
-    """``w_tlm · Σ TLM / masked rows of the step + w_moco · Σ InfoNCE / pairs of the step``.
+    """``w_tlm · Σ TLM / masked positions + w_contrast · Σ InfoNCE / pairs``, both counted over the global step.
 
-    The denominators are those of the whole global step, over all ranks and micro-batches: the sum of all totals is the
-    step's loss with true global means. No masked row in the step: the TLM loss is 0.
+    The sum of the totals over all ranks and micro-batches is then the step's loss with global means. ``tlm_sum``: fp32
+    scalar. Without masked positions in the step, the TLM loss is 0.
 
-    A loss that is not finite can have gradients that are, and a key has none: the total is NaN then, its gradients too,
-    and so the norm of the step's gradient alone decides, on every rank, whether the step is skipped.
-
-    Args:
-        tlm_sum: fp32 scalar. query, keys: [N, D] unit rows. groups: int64 [N].
+    If a loss or a vector is not finite, the total and its gradients become NaN: a non-finite loss can have finite
+    gradients, and keys have no gradient. Every rank then decides by the gradient norm whether to skip the step.
     """
-    moco_sum = top1 = torch.zeros_like(tlm_sum)
-    if weights.moco:
-        loss, hits = infonce(query, keys, groups, queue.vectors, queue.groups, queue.state, weights.temperature)
-        moco_sum, top1 = loss.sum(), hits.sum()
-    total = weights.tlm * tlm_sum / max(masked_in_step, 1) + weights.moco * moco_sum / pairs_in_step
-    finite = tlm_sum.isfinite() & moco_sum.isfinite() & keys.isfinite().all()
+    contrast_sum, top1, vectors = contrast
+    total = weights.tlm * tlm_sum / max(masked_in_step, 1) + weights.contrast * contrast_sum / pairs_in_step
+    finite = tlm_sum.isfinite() & contrast_sum.isfinite() & vectors.isfinite().all()
     total = total * torch.ones_like(total).masked_fill(~finite, torch.nan)
-    return Losses(total=total, tlm=tlm_sum.detach(), moco=moco_sum.detach(), top1=top1)
+    return Losses(total=total, tlm=tlm_sum.detach(), contrast=contrast_sum.detach(), top1=top1)

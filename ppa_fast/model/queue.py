@@ -1,4 +1,4 @@
-"""The queue of earlier keys (MoCo), as a ring that readers and writers share without meeting."""
+"""The queue of earlier keys (MoCo): a ring in which reads and writes use separate rows."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from ppa_fast.ops import ring
 
-NO_GROUP = -(2**63)  # of random warm-up rows: they translate nothing
+NO_GROUP = -(2**63)  # group of random warm-up rows, which translate no sentence
 
 
 class KeyQueue:
-    """K live rows and B pending ones in a ring of K + B rows.
+    """A ring of K + B rows: K live and B pending.
 
     ``vectors``: [K+B, D] of ``dtype``, unit rows; ``groups``: int64 [K+B]; ``state``: int64 [3], cursor, count and
-    refused keys (``ops.ring``): only the device knows which rows are live, and no step waits for it.
-    A global step reads the live rows and writes its keys to the pending ones; ``commit`` makes those live and the
-    oldest ones pending: all micro-batches of a step see the same queue, any batch fits, wrap-around is exact.
+    refused keys (``ops.ring``). The state stays on the device, so that no step has to synchronize.
+    A global step reads the live rows and writes its keys to pending rows. ``commit`` makes the written rows live and
+    the oldest rows pending. All micro-batches of a step use the same queue, any batch fits, wrap-around is exact.
     """
 
     def __init__(
@@ -34,19 +34,19 @@ class KeyQueue:
         self.groups = torch.full((size + batch,), NO_GROUP, dtype=torch.int64, device=device)
         self.state = torch.zeros(3, dtype=torch.int64, device=device)
 
-    def enqueue(self, keys: Tensor, groups: Tensor, positions: Tensor) -> None:
-        """Writes keys [M, D] with groups [M] to the pending rows of their positions [M] (0..B-1) in the global step."""
-        ring.enqueue(keys, groups, positions, self.vectors, self.groups, self.state)
+    def enqueue(self, keys: Tensor, groups: Tensor, step_indices: Tensor) -> None:
+        """Writes keys [M, D], groups [M] to the pending rows at their indices [M] in the global step (0..B-1)."""
+        ring.enqueue(keys, groups, step_indices, self.vectors, self.groups, self.state)
 
     def commit(self, written: int) -> None:
-        """Ends a global step: its ``written`` keys (positions 0..written-1) are live, the oldest rows make room."""
+        """Ends a global step: its ``written`` keys (step indices 0..written-1) replace the oldest live rows."""
         ring.commit(self.state, written, self.size, len(self.groups))
 
     def fill(self, keys: Tensor, groups: Tensor, cursor: int | None = None) -> None:
-        """Replaces the content by these keys [n, D], groups [n], oldest first; of more than K the last K stay.
+        """Replaces the content with keys [n, D] and groups [n], oldest first; keeps at most the last K.
 
-        ``cursor`` restores the place of a saved ring's cursor: sums over the queue round by the order of its rows, so a
-        run that goes on bit for bit needs every key in its old row.
+        ``cursor`` restores the cursor of a saved ring. Rounding of sums over the queue depends on the row order, so
+        resuming bit for bit requires every key in its old row.
 
         Raises:
             ValueError: a key is not finite.
@@ -63,25 +63,25 @@ class KeyQueue:
         self.vectors[rows], self.groups[rows] = keys.to(self.vectors.dtype), groups
 
     def content(self) -> tuple[Tensor, Tensor]:
-        """The live keys fp32 [n, D] and their groups int64 [n], oldest first: with the cursor, all of a checkpoint."""
+        """Live keys fp32 [n, D] and their groups int64 [n], oldest first. A checkpoint stores these and the cursor."""
         rows = self._rows()
         return self.vectors[rows].float(), self.groups[rows]
 
-    # What follows waits for the device: for checkpoints and tests.
+    # For checkpoints and tests: the methods below synchronize with the device.
 
     @property
     def cursor(self) -> int:
-        """Ring row of the next step's first key."""
+        """Ring row for the first key of the next step."""
         return int(self.state[0])
 
     @property
     def count(self) -> int:
-        """How many rows are live."""
+        """Number of live rows."""
         return int(self.state[1])
 
     @property
     def live(self) -> Tensor:
-        """Which rows are live, bool [K+B]."""
+        """Mask of live rows, bool [K+B]."""
         live = torch.zeros_like(self.groups, dtype=torch.bool)
         live[self._rows()] = True
         return live

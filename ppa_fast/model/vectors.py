@@ -1,8 +1,9 @@
-"""Vectors of sentences and of their tokens, for evaluation: longest sentences first, without padding where possible."""
+"""Sentence and token vectors for evaluation: longest sentences first, without padding where possible."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -10,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ppa_fast.errors import UserError
-from ppa_fast.model import POOLINGS
+from ppa_fast.errors import UserError, shortened
 from ppa_fast.model.encoder import max_sequence
-from ppa_fast.model.packed import ATTENTION, packed_hidden, pool_packed
-from ppa_fast.ops.assemble import Stream
+from ppa_fast.model.forward import hidden_states
+from ppa_fast.model.packed import pool_packed
+from ppa_fast.ops.assemble import PackedSequences
 from ppa_fast.progress import Progress
+from ppa_fast.settings import POOLINGS
 
 if TYPE_CHECKING:
-    from ppa_fast.data.encode import SpecialIds
+    from ppa_fast.data.store.tokenize import SpecialIds
 
 Rows: TypeAlias = Sequence[Sequence[int] | NDArray[np.int32]]
 """Token ids of sentences, without special tokens."""
@@ -33,8 +35,20 @@ def check_layer(encoder: nn.Module, layer: int | None) -> None:
         )
 
 
-def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Row numbers, longest rows first, in batches of at most ``tokens_per_batch`` padded tokens (at least one row)."""
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Sets a model to eval mode; restores the previous mode of each module on exit."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def length_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
+    """Yields row numbers, longest first, in batches of at most ``tokens_per_batch`` padded tokens, at least one row."""
     batch: list[int] = []
     width = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
@@ -48,8 +62,8 @@ def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int
         yield batch
 
 
-def _stream(rows: Rows, special: SpecialIds, device: torch.device) -> Stream:
-    """The rows as ``[CLS] row [SEP]``, end to end, on ``device``."""
+def pack_rows(rows: Rows, special: SpecialIds, device: torch.device | str = "cpu") -> PackedSequences:
+    """Packs the rows as ``[CLS] row [SEP]``, on ``device``."""
     lengths = np.array([len(row) + 2 for row in rows], dtype=np.int64)
     bounds = np.concatenate([[0], lengths.cumsum()])
     tokens = np.full(bounds[-1], special.cls, dtype=np.int32)
@@ -59,18 +73,7 @@ def _stream(rows: Rows, special: SpecialIds, device: torch.device) -> Stream:
     tokens[text] = np.concatenate(rows)
     positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
     tensors = [torch.from_numpy(part.astype(np.int32)).to(device) for part in (tokens, bounds, positions)]
-    return Stream(tensors[0], tensors[1], tensors[2], lengths)
-
-
-def _hidden(encoder: nn.Module, stream: Stream, pad: int, layer: int | None) -> Tensor:
-    """Output [T, H] of a layer: packed where the encoder's attention can do that, else by a padded batch."""
-    config: Any = encoder.config
-    if config._attn_implementation == ATTENTION:
-        return packed_hidden(encoder, stream, layer)
-    ids, mask = stream.padded(pad)
-    output = encoder(input_ids=ids.long(), attention_mask=mask.long(), output_hidden_states=layer is not None)
-    hidden: Tensor = output.last_hidden_state if layer is None else output.hidden_states[layer]
-    return hidden[mask]
+    return PackedSequences(tensors[0], tensors[1], tensors[2], lengths)
 
 
 @torch.no_grad()
@@ -82,8 +85,8 @@ def _encode(
     device: torch.device | str | None,
     tokens_per_batch: int,
     progress: str | None,
-) -> Iterator[tuple[list[int], Tensor, Stream]]:
-    """Batch by batch: the numbers of its rows, a layer's output fp32 [T, H] over them, their stream."""
+) -> Iterator[tuple[list[int], Tensor, PackedSequences]]:
+    """Yields for each batch: its row numbers, a layer's output fp32 [T, H], its packed sequences."""
     check_layer(encoder, layer)
     config: Any = encoder.config
     lengths = [len(row) + 2 for row in rows]
@@ -91,17 +94,12 @@ def _encode(
     if longest > limit:
         raise UserError(f"a sentence has {longest - 2} tokens and two specials; the model has {limit} positions")
     target = torch.device(device) if device is not None else next(encoder.parameters()).device
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    try:
-        with Progress(progress or "", len(rows), "sentences", enabled=progress is not None) as bar:
-            for batch in _batches(lengths, tokens_per_batch):
-                stream = _stream([rows[row] for row in batch], special, target)
-                yield batch, _hidden(encoder, stream, special.pad, layer).float(), stream
-                bar.update(len(batch))
-    finally:
-        for module, training in modes:
-            module.training = training
+    bar = Progress(progress or "", len(rows), "sentences", enabled=progress is not None)
+    with evaluation_mode(encoder), bar:
+        for batch in length_batches(lengths, tokens_per_batch):
+            stream = pack_rows([rows[row] for row in batch], special, target)
+            yield batch, hidden_states(encoder, stream, layer).float(), stream
+            bar.update(len(batch))
 
 
 def sentence_vectors(
@@ -116,11 +114,11 @@ def sentence_vectors(
 ) -> Tensor:
     """Vectors fp32 [N, H] on the CPU of N rows of token ids (without special tokens), in the rows' order.
 
-    Each row is read as ``[CLS] row [SEP]``; an empty row is just that. ``layer`` is the layer whose output is pooled:
-    None the last, 0 the embeddings, 1 … L the layers; it is pooled in fp32. Ids are put on ``device``, by default the
-    encoder's. A batch holds at most ``tokens_per_batch`` tokens, counted as if padded; it runs packed if the encoder's
-    attention is :data:`ppa_fast.model.packed.ATTENTION`, else padded. ``progress`` is the title of a progress bar. The
-    encoder runs in eval mode; the mode of each of its modules is as before afterwards.
+    Each row is encoded as ``[CLS] row [SEP]``; an empty row as ``[CLS] [SEP]``. ``layer`` is the layer to pool, in
+    fp32: None the last, 0 the embeddings, 1 … L the layers. Ids are moved to ``device``, by default the encoder's. A
+    batch holds at most ``tokens_per_batch`` tokens, padding included. It runs packed if the encoder's attention is
+    :data:`ppa_fast.model.packed.ATTENTION`, else padded. ``progress`` is the title of a progress bar. The encoder runs
+    in eval mode; the previous mode of each module is restored.
 
     Raises UserError for an unknown pooling, a layer out of range, and rows longer than the encoder's positions.
     """
@@ -133,6 +131,20 @@ def sentence_vectors(
     return vectors
 
 
+def check_outputs(model: str, outputs: Iterable[Tensor], text_of: Callable[[int], str]) -> None:
+    """Raises UserError, naming the model and the text, for the first text whose output is not finite.
+
+    ``outputs``: for each text a tensor of any shape: a vector, the vectors of its tokens, or logits. ``text_of``: the
+    text of an index. NaN sorts like a number, so scores of such outputs would look plausible.
+    """
+    for index, output in enumerate(outputs):
+        if not output.isfinite().all():
+            raise UserError(
+                f"{model}: the output for {shortened(text_of(index), 80)!r} has NaN or infinite elements, expected "
+                "finite numbers; use another checkpoint"
+            )
+
+
 def token_vectors(
     encoder: nn.Module,
     rows: Rows,
@@ -141,9 +153,9 @@ def token_vectors(
     device: torch.device | str | None = None,
     tokens_per_batch: int = 16384,
 ) -> list[Tensor]:
-    """Vectors fp32 [len(row), H] on the CPU of each row's tokens, the special ones left out.
+    """Vectors fp32 [len(row), H] on the CPU of each row's tokens, without special tokens.
 
-    Arguments and errors are those of :func:`sentence_vectors`.
+    Arguments and errors are as in :func:`sentence_vectors`.
     """
     vectors = [torch.empty(0)] * len(rows)
     for batch, hidden, stream in _encode(encoder, rows, special, layer, device, tokens_per_batch, None):

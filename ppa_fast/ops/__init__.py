@@ -1,5 +1,5 @@
-"""The operations of the step, one public function each, in plain PyTorch.
+"""The operations of a training step, one public function each.
 
-They know tensors only: no model, no data set, no DeepSpeed. Each reads like its formula and is the specification that
-a faster implementation is held to.
+They work on tensors only and do not depend on a model, a data set or DeepSpeed. The plain PyTorch code in ``reference``
+is the specification; the native C++ and CUDA kernels are tested against it.
 """

@@ -1,4 +1,4 @@
-"""From token rows of pairs to the three streams of a step: query sentences, key sentences, masked TLM sequences."""
+"""Assembles token rows of pairs into query sentences, key sentences and masked TLM sequences."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ppa_fast.ops.reference import assemble as reference
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Sequences laid end to end.
+class PackedSequences:
+    """Concatenated sequences without padding.
 
-    ``tokens``: int32 [T]; ``cu_seqlens``: int32 [S+1], the sequences' boundaries; ``positions``: int32 [T], a token's
-    index in its own sequence; ``lengths``: int64 [S], of the sequences, on the host.
+    ``tokens``: int32 [T]; ``cu_seqlens``: int32 [S+1], the boundaries of the sequences; ``positions``: int32 [T], the
+    index of each token in its sequence; ``lengths``: int64 [S], the sequence lengths, on the host.
     """
 
     tokens: Tensor
@@ -30,14 +30,14 @@ class Stream:
 
     @property
     def sequence(self) -> Tensor:
-        """int32 [T], the number of the sequence that a token belongs to."""
+        """int32 [T], the index of each token's sequence."""
         return torch.repeat_interleave(self.cu_seqlens.diff(), output_size=len(self.tokens))
 
     def padded(self, pad: int) -> tuple[Tensor, Tensor]:
-        """Token ids (int32) and attention mask (bool), both [S, L] with L the longest sequence."""
-        count, longest = len(self.cu_seqlens) - 1, int(self.positions.max()) + 1
-        ids = self.tokens.new_full((count, longest), pad)
-        mask = torch.zeros((count, longest), dtype=torch.bool, device=self.tokens.device)
+        """Token ids (int32) and attention mask (bool), both [S, L], where L is the maximum sequence length."""
+        count, max_seqlen = len(self.cu_seqlens) - 1, int(self.positions.max()) + 1
+        ids = self.tokens.new_full((count, max_seqlen), pad)
+        mask = torch.zeros((count, max_seqlen), dtype=torch.bool, device=self.tokens.device)
         sequence = self.sequence
         ids[sequence, self.positions] = self.tokens
         mask[sequence, self.positions] = True
@@ -45,36 +45,45 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Assembled:
-    """What one call of :func:`assemble` gives.
+class AssembledBatch:
+    """The result of :func:`assemble`.
 
-    ``query``, ``key``, ``tlm``: one sequence a pair each. ``masked_rows``: int64 [M], sorted indices into
-    ``tlm.tokens`` of the selected tokens; ``labels``: int64 [M], their original ids. ``swap``: bool [N], the coin.
+    ``query``, ``key``, ``tlm``: one sequence per pair each. ``masked_positions``: int64 [M], the sorted indices of the
+    selected tokens in ``tlm.tokens``; ``labels``: int64 [M], their original ids. ``is_swapped``: bool [N], whether side
+    b is the query.
     """
 
-    query: Stream
-    key: Stream
-    tlm: Stream
-    masked_rows: Tensor
+    query: PackedSequences
+    key: PackedSequences
+    tlm: PackedSequences
+    masked_positions: Tensor
     labels: Tensor
-    swap: Tensor
+    is_swapped: Tensor
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the host knows about N pairs before they are assembled: so nothing waits for the device to count.
+    """The output sizes for N pairs, computed on the host, so that :func:`assemble` does not synchronise.
 
-    ``query_cu_seqlens``: int32 [N+1], boundaries of the query stream; ``masked_cu_rows``: int32 [N+1], running count of
-    the masked rows, pair by pair; ``query_tokens`` and ``masked``: the last of each; ``query_lengths``,
-    ``key_lengths``: int64 [N], specials included, which stay on the host.
+    ``query_cu_seqlens``: int32 [N+1], the boundaries of the query sequences; ``masked_offsets``: int32 [N+1], the
+    cumulative number of masked positions by pair; ``query_tokens`` and ``masked``: the last element of each;
+    ``query_lengths``, ``key_lengths``: int64 [N], specials included, always on the host.
     """
 
     query_cu_seqlens: Tensor
-    masked_cu_rows: Tensor
+    masked_offsets: Tensor
     query_tokens: int
     masked: int
     query_lengths: NDArray[np.int64]
     key_lengths: NDArray[np.int64]
+
+
+def _word_counts(pairs: int, ordinary: int, query_tokens: int, masked: int) -> list[int]:
+    """The sizes of the operator's outputs in its int32 buffer, in words of 4 bytes: the query, key and TLM sequences,
+    ``masked_positions`` and ``labels`` (int64), and ``swap`` (bool)."""
+    key_tokens, tlm_tokens, bounds = ordinary + 4 * pairs - query_tokens, ordinary + 3 * pairs, pairs + 1
+    streams = [query_tokens, query_tokens, key_tokens, bounds, key_tokens, tlm_tokens, bounds, tlm_tokens]
+    return [*streams, 2 * masked, 2 * masked, (pairs + 3) // 4]
 
 
 def _fake(
@@ -85,27 +94,20 @@ def _fake(
     pair_ids: Tensor,
     epochs: Tensor,
     query_cu_seqlens: Tensor,
-    masked_cu_rows: Tensor,
+    masked_offsets: Tensor,
     query_tokens: int,
     masked: int,
     *_: object,
-) -> tuple[Tensor, ...]:
-    pairs, ordinary = len(pair_ids), len(a_tokens) + len(b_tokens)
-    key_tokens = ordinary + 4 * pairs - query_tokens
-    bounds, tlm_tokens = pairs + 1, ordinary + 3 * pairs
-    sizes = [query_tokens, query_tokens, key_tokens, bounds, key_tokens, tlm_tokens, bounds, tlm_tokens]
-    return (
-        *(a_tokens.new_empty(size, dtype=torch.int32) for size in sizes),
-        *(a_tokens.new_empty(masked, dtype=torch.int64) for _ in range(2)),
-        a_tokens.new_empty(pairs, dtype=torch.bool),
-    )
+) -> Tensor:
+    words = _word_counts(len(pair_ids), len(a_tokens) + len(b_tokens), query_tokens, masked)
+    return a_tokens.new_empty(sum((size + 3) // 4 * 4 for size in words), dtype=torch.int32)
 
 
 _assemble = operation(
     "assemble(Tensor a_tokens, Tensor a_offsets, Tensor b_tokens, Tensor b_offsets, Tensor pair_ids, Tensor epochs, "
-    "Tensor query_cu_seqlens, Tensor masked_cu_rows, SymInt query_tokens, SymInt masked, int seed, int cls, int sep, "
+    "Tensor query_cu_seqlens, Tensor masked_offsets, SymInt query_tokens, SymInt masked, int seed, int cls, int sep, "
     "int mask, int vocab_size, float mask_probability, bool input_shuffling) "
-    f"-> ({', '.join(['Tensor'] * 11)})",
+    "-> Tensor",
     reference=reference.assemble,
     fake=_fake,
 )
@@ -121,14 +123,15 @@ def layout(
     mask_probability: float = 0.15,
     input_shuffling: bool = True,
 ) -> Layout:
-    """Lays out the streams of N pairs on the host, from the lengths of their rows and their random decisions.
+    """Computes the layout of N pairs on the host, from the lengths of their rows and their random decisions.
 
     Args:
-        a_offsets, b_offsets: int32 [N+1], boundaries of the rows. pair_ids, epochs: int64 [N]. All on the CPU.
+        a_offsets, b_offsets: int32 [N+1], boundaries of the rows, on the CPU.
+        pair_ids, epochs: int64 [N], on the CPU.
         seed, mask_probability, input_shuffling: as for :func:`assemble`.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the message names it.
+        TypeError, ValueError: invalid argument; the message names it.
     """
     check_range("mask_probability", mask_probability, 0.0, 1.0)
     check("pair_ids", pair_ids, [torch.int64], [None])
@@ -141,12 +144,12 @@ def layout(
     query, key = reference.sides(swap, a_offsets.diff().long(), b_offsets.diff().long())
     selected, _ = reference.masking(query, key, pair_ids, epochs, seed, mask_probability)
     query_cu_seqlens = reference.boundaries(query + 2)
-    masked_cu_rows = reference.count_rows(selected, reference.boundaries(query + key + 3))
+    masked_offsets = reference.count_rows(selected, reference.boundaries(query + key + 3))
     return Layout(
         query_cu_seqlens.int(),
-        masked_cu_rows.int(),
+        masked_offsets.int(),
         int(query_cu_seqlens[-1]),
-        int(masked_cu_rows[-1]),
+        int(masked_offsets[-1]),
         (query + 2).numpy(),
         (key + 2).numpy(),
     )
@@ -168,32 +171,35 @@ def assemble(
     vocab_size: int,
     mask_probability: float = 0.15,
     input_shuffling: bool = True,
-) -> Assembled:
-    """Coins, special tokens and TLM masking (paper, section 2; 80/10/10 as in BERT).
+) -> AssembledBatch:
+    """Shuffles the sides, inserts special tokens and applies TLM masking (paper, section 2; 80/10/10 as in BERT).
 
-    The query stream is ``[CLS] query [SEP]``, the key stream ``[CLS] key [SEP]``, the TLM stream
-    ``[CLS] query [SEP] key [SEP]`` with the masking applied. An ordinary token at position i of its TLM sequence is
-    selected iff ``w0 < T(mask_probability)``; a selected one becomes ``mask`` if ``w1 < T(0.8)``, else the id
-    ``(w2 * vocab_size) >> 32`` if ``w1 < T(0.9)``, else stays. Special = inserted here; no other token is exempt. Every
-    backend agrees bit for bit.
+    Query sequences are ``[CLS] query [SEP]``, key sequences ``[CLS] key [SEP]``, and TLM sequences
+    ``[CLS] query [SEP] key [SEP]`` with masking. A token at position i of its TLM sequence is selected iff
+    ``w0 < T(mask_probability)`` and it is not a special token inserted here. A selected token becomes ``mask`` if
+    ``w1 < T(0.8)``, the id ``(w2 * vocab_size) >> 32`` if ``T(0.8) <= w1 < T(0.9)``, and stays unchanged otherwise. All
+    backends agree bit for bit.
 
     Args:
-        a_tokens, b_tokens: int32 [Ta], [Tb], the rows of both sides laid end to end, without special tokens.
-        a_offsets, b_offsets: int32 [N+1], their boundaries. Ta + Tb + 4 N is below 2^31.
-        pair_ids, epochs: int64 [N]; epochs count modulo 2^32.
-        layout: of these pairs, by :func:`layout` with the same seed, probability and shuffling, moved to their device.
-        seed: of the run, modulo 2^32. cls, sep, mask: token ids, below vocab_size.
-        vocab_size: 1 to 2^31; ids drawn are below it, specials included.
-        input_shuffling: False makes side a the query of every pair.
+        a_tokens, b_tokens: int32 [Ta], [Tb], the concatenated rows of each side, without special tokens.
+        a_offsets, b_offsets: int32 [N+1], their boundaries. Ta + Tb + 4 N must be below 2^31.
+        pair_ids, epochs: int64 [N]; epochs are taken modulo 2^32.
+        layout: the result of :func:`layout` for these pairs, with the same seed, probability and shuffling, moved to
+            their device.
+        seed: the run's seed, modulo 2^32.
+        cls, sep, mask: token ids, below vocab_size.
+        vocab_size: 1 to 2^31. Random replacements are drawn from all ids below it, specials included.
+        input_shuffling: if False, side a is the query of every pair.
 
     Returns:
-        :class:`Assembled`, on the device of the arguments; nothing waits for the device.
+        :class:`AssembledBatch`, on the device of the arguments: views of one allocation, each aligned to 16 bytes.
+        Does not synchronise.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the message names it.
-        RuntimeError: on the CPU, what the tensors hold is wrong: offsets, a layout that does not fit, an id outside the
-            vocabulary. CUDA could tell only by waiting for the device; it stays within bounds, and the streams are then
-            undefined. Check on the host before: :func:`layout` checks the offsets.
+        TypeError, ValueError: invalid argument; the message names it.
+        RuntimeError: on the CPU, if the tensors' values are invalid: offsets, a layout of other pairs, or an id outside
+            the vocabulary. CUDA does not check values, because that would synchronise; it stays within bounds, but the
+            result is undefined. :func:`layout` checks the offsets on the host.
     """
     check("pair_ids", pair_ids, [torch.int64], [None])
     pairs = len(pair_ids)
@@ -204,7 +210,7 @@ def assemble(
         ("b_offsets", b_offsets, torch.int32, pairs + 1),
         ("epochs", epochs, torch.int64, pairs),
         ("layout.query_cu_seqlens", layout.query_cu_seqlens, torch.int32, pairs + 1),
-        ("layout.masked_cu_rows", layout.masked_cu_rows, torch.int32, pairs + 1),
+        ("layout.masked_offsets", layout.masked_offsets, torch.int32, pairs + 1),
     ):
         check(name, tensor, [dtype], [size], like=pair_ids)
     ordinary = len(a_tokens) + len(b_tokens)
@@ -215,7 +221,7 @@ def assemble(
     for name, token in (("cls", cls), ("sep", sep), ("mask", mask)):
         check_range(name, token, 0, vocab_size - 1)
     check_range("mask_probability", mask_probability, 0.0, 1.0)
-    query, query_at, key, key_bounds, key_at, tlm, tlm_bounds, tlm_at, masked_rows, labels, swap = _assemble(
+    buffer = _assemble(
         a_tokens,
         a_offsets,
         b_tokens,
@@ -223,7 +229,7 @@ def assemble(
         pair_ids,
         epochs,
         layout.query_cu_seqlens,
-        layout.masked_cu_rows,
+        layout.masked_offsets,
         layout.query_tokens,
         layout.masked,
         seed & MASK32,
@@ -234,11 +240,15 @@ def assemble(
         mask_probability,
         input_shuffling,
     )
-    return Assembled(
-        query=Stream(query, layout.query_cu_seqlens, query_at, layout.query_lengths),
-        key=Stream(key, key_bounds, key_at, layout.key_lengths),
-        tlm=Stream(tlm, tlm_bounds, tlm_at, layout.query_lengths + layout.key_lengths - 1),
-        masked_rows=masked_rows,
-        labels=labels,
-        swap=swap,
+    words = _word_counts(pairs, ordinary, layout.query_tokens, layout.masked)
+    # The unsafe variant skips autograd's view tracking, which halves the time; integers have no gradient.
+    sections = torch.unsafe_split_with_sizes(buffer, [size for used in words for size in (used, -used % 4)])[::2]
+    query, query_at, key, key_bounds, key_at, tlm, tlm_bounds, tlm_at, masked_positions, labels, swap = sections
+    return AssembledBatch(
+        query=PackedSequences(query, layout.query_cu_seqlens, query_at, layout.query_lengths),
+        key=PackedSequences(key, key_bounds, key_at, layout.key_lengths),
+        tlm=PackedSequences(tlm, tlm_bounds, tlm_at, layout.query_lengths + layout.key_lengths - 1),
+        masked_positions=masked_positions.view(torch.int64),
+        labels=labels.view(torch.int64),
+        is_swapped=swap.view(torch.bool)[:pairs],
     )

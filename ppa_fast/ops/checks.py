@@ -1,4 +1,4 @@
-"""What the public operations demand of their arguments, in one wording for every backend."""
+"""Argument checks of the public operations, with the same messages for every backend."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def check(
     shape: Sequence[int | None] | None = None,
     like: Tensor | None = None,
 ) -> None:
-    """Raises unless ``tensor`` is contiguous, of one of ``dtypes``, of ``shape`` (None: any size), where ``like`` is.
+    """Checks that ``tensor`` is contiguous and has one of ``dtypes``, ``shape`` (None: any size) and ``like``'s device.
 
     Raises:
-        TypeError: no tensor, or of another type. ValueError: anything else. The message names the argument.
+        TypeError: not a tensor, or another dtype; the message names the argument.
+        ValueError: another shape or device, or not contiguous; the message names the argument.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: found {type(tensor).__name__}, expected a tensor")
@@ -32,7 +33,7 @@ def check(
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, found strides {tensor.stride()}")
     if like is not None and tensor.device != like.device:
-        raise ValueError(f"{name}: found on {tensor.device}, expected on {like.device}")
+        raise ValueError(f"{name}: found device {tensor.device}, expected {like.device}")
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

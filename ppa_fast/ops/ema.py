@@ -18,23 +18,23 @@ _ema = operation(
 
 @torch.no_grad()
 def ema_(masters: list[Tensor], sources: list[Tensor], working: list[Tensor], momentum: float) -> None:
-    """In place ``k ← fmaf(m, k, (1 − m)·q)``, elementwise in fp32, and the working copy of k, in one pass.
+    """Updates ``k ← fmaf(m, k, (1 − m)·q)`` in place, elementwise in fp32, and the working copy of k, in one pass.
 
-    ``m`` is rounded to fp32 once; ``1 − m`` is computed in double and rounded once: every backend agrees to the bit,
-    and so do partitioned and full buffers. In bf16 this update would stand still: 1 − m = 0.001 is below half an ulp.
+    ``m`` is rounded to fp32 once. ``1 − m`` is computed in double and rounded once. All backends agree bit for bit, and
+    so do partitioned and full buffers. In bf16 this update would have no effect: 1 − m = 0.001 is below half an ulp.
 
     Args:
-        masters: fp32, any shapes, contiguous; the momentum encoder's k.
-        sources: fp32, of the masters' shapes; the query encoder's q.
-        working: none, or for each master its copy in fp32, bf16 or fp16, rounded to nearest.
+        masters: fp32, any shapes, contiguous; the momentum encoder's weights k.
+        sources: fp32, the masters' shapes; the query encoder's weights q.
+        working: empty, or a copy of each master in fp32, bf16 or fp16, rounded to nearest.
         momentum: m in [0, 1].
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the message names it.
+        TypeError, ValueError: invalid argument; the message names it.
     """
     check_range("momentum", momentum, 0.0, 1.0)
     if len(sources) != len(masters):
-        raise ValueError(f"sources: found {len(sources)} tensors, expected {len(masters)}, one for each of masters")
+        raise ValueError(f"sources: found {len(sources)} tensors, expected {len(masters)}, one per master")
     if working and len(working) != len(masters):
         raise ValueError(f"working: found {len(working)} tensors, expected none or {len(masters)}")
     for i, k in enumerate(masters):

@@ -13,7 +13,7 @@ from ppa_fast.ops.library import operation
 from ppa_fast.ops.reference import infonce as reference
 from ppa_fast.ops.ring import check_ring
 
-MAX_DIM = 1024
+MAX_DIM = 4096
 
 
 def _fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,7 +23,7 @@ def _fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 _infonce = operation(
     "infonce(Tensor query, Tensor positive, Tensor groups, Tensor(a!) ring, Tensor(b!) ring_groups, Tensor(c!) state,"
-    " Tensor? positions, float temperature) -> (Tensor loss, Tensor top1, Tensor dq)",
+    " Tensor? step_indices, float temperature) -> (Tensor loss, Tensor top1, Tensor dq)",
     reference=reference.infonce,
     fake=_fake,
 )
@@ -37,28 +37,28 @@ def infonce(
     ring_groups: Tensor,
     state: Tensor,
     temperature: float,
-    positions: Tensor | None = None,
+    step_indices: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``loss_i = log( e^{q·k+/τ} + Σ_j [group_j ≠ group_i] e^{q·u_j/τ} ) − q·k+/τ`` over the ring's live rows u_j.
 
-    Rows of the query's own group are translations of the same sentence, hence not negatives. The gradient flows to the
-    query alone; it is computed with the loss, ``dq_i = ((p+ − 1) k+ + Σ_j p_j u_j) / τ``, and is all that is kept for
-    backward: neither pass needs memory that grows with the ring.
+    Rows of the query's group translate the same sentence and are not negatives. Only the query gets a gradient, which
+    is computed with the loss: ``dq_i = ((p+ − 1) k+ + Σ_j p_j u_j) / τ``. Nothing else is kept for backward, so the
+    memory of both passes does not depend on the ring's size.
 
     Args:
-        query, positive: [N, D], N ≥ 1, D a multiple of 8 up to 1,024; fp32 or the ring's type, to which they are
-            rounded. groups: int64 [N].
-        ring, ring_groups, state: as for ``ops.ring.enqueue``, R ≥ 1. Rows that are not live are no negatives, whatever
-            they hold; on a GPU, with D above 256 or in fp32, they must be finite, which ``enqueue`` sees to.
+        query, positive: [N, D], N ≥ 1, D a multiple of 8 up to 4,096; fp32 or the ring's dtype; they are rounded to
+            the ring's dtype. groups: int64 [N].
+        ring, ring_groups, state: as for ``ops.ring.enqueue``, R ≥ 1. Rows that are not live are ignored. On a GPU, with
+            D above 256 or in fp32, they must be finite, which ``enqueue`` ensures.
         temperature: τ > 0.
-        positions: int64 [N]: the positives are enqueued there too, in the same chain of launches; None: nothing is
-            written.
+        step_indices: int64 [N], where to enqueue the positives, in the same chain of launches; None writes nothing.
 
     Returns:
-        loss: fp32 [N]; not finite where a vector is not. top1: bool [N], the positive is strictly above every negative.
+        loss: fp32 [N], not finite if a vector is not. top1: bool [N], whether the positive is strictly above all
+            negatives.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the message names it.
+        TypeError, ValueError: an argument is invalid; the message names it.
     """
     check_ring(ring, ring_groups, state)
     dim = ring.shape[1]
@@ -70,11 +70,11 @@ def infonce(
         raise ValueError(f"query: found shape {list(query.shape)}, expected at least one row")
     check("positive", positive, [torch.float32, ring.dtype], (n, dim), like=ring)
     check("groups", groups, [torch.int64], (n,), like=ring)
-    if positions is not None:
-        check("positions", positions, [torch.int64], (n,), like=ring)
+    if step_indices is not None:
+        check("step_indices", step_indices, [torch.int64], (n,), like=ring)
     if not temperature > 0:
         raise ValueError(f"temperature: found {temperature}, expected more than 0")
-    return _InfoNce.apply(query, positive, groups, ring, ring_groups, state, positions, temperature)
+    return _InfoNce.apply(query, positive, groups, ring, ring_groups, state, step_indices, temperature)
 
 
 class _InfoNce(torch.autograd.Function):
@@ -87,11 +87,11 @@ class _InfoNce(torch.autograd.Function):
         ring: Tensor,
         ring_groups: Tensor,
         state: Tensor,
-        positions: Tensor | None,
+        step_indices: Tensor | None,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
         rounded = query.to(ring.dtype), positive.to(ring.dtype)
-        loss, top1, dq = _infonce(*rounded, groups, ring, ring_groups, state, positions, temperature)
+        loss, top1, dq = _infonce(*rounded, groups, ring, ring_groups, state, step_indices, temperature)
         ctx.save_for_backward(dq)
         ctx.mark_non_differentiable(top1)
         ctx.dtype = query.dtype
@@ -101,4 +101,5 @@ class _InfoNce(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (dq,) = ctx.saved_tensors
-        return (loss[:, None] * dq).to(ctx.dtype), *[None] * 7
+        # Computed in fp32 and rounded once, in one launch.
+        return torch.mul(loss[:, None], dq, out=torch.empty_like(dq, dtype=ctx.dtype)), *[None] * 7

@@ -1,8 +1,9 @@
-"""Where the operations of the step meet their backends.
+"""Registers the operations and selects their backends.
 
-Every operation is a torch operator ``ppa_fast::name``: a schema and a fake in Python, a plain PyTorch reference for any
-device, and native kernels for CPU and CUDA in two libraries that torch's dispatcher prefers where they are built.
-Importing never fails: without the libraries, or with ``PPA_FAST_BACKEND=reference``, the reference runs.
+Every operation is a torch operator ``ppa_fast::name`` with a schema and a fake kernel in Python, a plain PyTorch
+reference for any device, and native kernels for CPU and CUDA in two libraries. torch's dispatcher prefers the native
+kernels if they are built. The import never fails: without the libraries, or with ``PPA_FAST_BACKEND=reference``, the
+reference runs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LIBRARIES = {"cpu": PACKAGE / "_C.so", "cuda": PACKAGE / "_C_cuda.so"}
 
 @dataclass(frozen=True)
 class Operation:
-    """One operator. Calling it runs the best backend for the tensors' device; ``reference`` is plain PyTorch."""
+    """One operator. A call runs the native kernel for the tensors' device if available, else ``reference``."""
 
     name: str
     schema: str
@@ -47,7 +48,7 @@ _library = torch.library.Library("ppa_fast", "DEF")
 
 
 def operation(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Operation:
-    """Registers ``ppa_fast::schema`` with its reference and its fake (shapes and types only)."""
+    """Registers ``ppa_fast::schema`` with its reference and its fake kernel (shapes and dtypes only)."""
     new = OPERATIONS[schema.split("(")[0]] = Operation(schema.split("(")[0], schema, reference, fake)
     declare(_library, new)
     _library.impl(new.name, reference, "CompositeExplicitAutograd")
@@ -55,14 +56,14 @@ def operation(schema: str, reference: Callable[..., Any], fake: Callable[..., An
 
 
 def declare(library: torch.library.Library, op: Operation) -> None:
-    """Defines an operation's schema and fake in a library; its kernels come from elsewhere."""
+    """Defines an operation's schema and fake kernel in a library, without real kernels."""
     library.define(op.schema)
     torch.library.register_fake(f"{library.ns}::{op.name}", op.fake, lib=library)
 
 
 @contextmanager
 def using(namespace: str) -> Iterator[None]:
-    """Runs the operations of another namespace: "reference", or one whose kernels a test has loaded."""
+    """Uses the operations of another namespace: "reference", or one whose kernels a test has loaded."""
     global _namespace
     before, _namespace = _namespace, namespace
     try:
@@ -71,7 +72,7 @@ def using(namespace: str) -> Iterator[None]:
         _namespace = before
 
 
-def _wanted() -> str:
+def _requested_backend() -> str:
     wanted = os.environ.get("PPA_FAST_BACKEND", "native")
     if wanted not in ("native", "reference"):
         raise UserError(f"PPA_FAST_BACKEND: found {wanted!r}, expected native or reference")
@@ -80,27 +81,27 @@ def _wanted() -> str:
 
 @cache
 def why_not_native(device: str) -> str:
-    """Loads the native operations of a device type ("cpu", "cuda"); "" where they serve it, else why they do not."""
-    if _wanted() == "reference":
+    """Loads the native kernels of a device type ("cpu", "cuda"). Returns "" on success, otherwise the reason."""
+    if _requested_backend() == "reference":
         return "PPA_FAST_BACKEND=reference"
     path = LIBRARIES.get(device)
     if path is None:
-        return f"there are none for {device}"
+        return f"no native kernels for {device}"
     if device == "cuda" and not torch.cuda.is_available():
         return "no CUDA device"
     if not path.exists():
         return f"{path.name} is not built"
-    if device == "cuda" and (unserved := _unserved(architectures(path))):
+    if device == "cuda" and (unserved := _unsupported_device(architectures(path))):
         return f"{path.name} is built for {architectures(path)}, not for {unserved}"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:  # built for another system, or an incomplete file
-        return f"{path.name} does not load: {error}"
+        return f"{path.name} cannot be loaded: {error}"
     return ""
 
 
 def architectures(path: Path) -> str:
-    """What a CUDA library holds, as ``sm_80 sm_90 compute_90``: machine code for each sm, PTX for each compute."""
+    """The code in a CUDA library, such as ``sm_80 sm_90 compute_90``: machine code (sm) and PTX (compute)."""
     try:
         describe = ctypes.CDLL(str(path)).ppa_architectures
     except (OSError, AttributeError) as error:
@@ -111,8 +112,8 @@ def architectures(path: Path) -> str:
 
 
 def serves(built: str, major: int, minor: int) -> bool:
-    """Whether a library with this content runs on compute capability major.minor: machine code of the same major and no
-    higher minor, or PTX of any lower capability."""
+    """Whether a library with this code runs on compute capability major.minor. It needs machine code of the same major
+    and the same or a lower minor version, or PTX of the same or a lower capability."""
     for entry in built.split():
         kind, _, number = entry.partition("_")
         if not number.isdigit():
@@ -123,8 +124,8 @@ def serves(built: str, major: int, minor: int) -> bool:
     return False
 
 
-def _unserved(built: str) -> str:
-    """The first CUDA device that the library does not serve, or ""."""
+def _unsupported_device(built: str) -> str:
+    """The first CUDA device that the library does not support, or ""."""
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         if not serves(built, major, minor):
@@ -133,8 +134,8 @@ def _unserved(built: str) -> str:
 
 
 def backend(device: str) -> str:
-    """ "native" or "reference": what runs the operations on tensors of this device type."""
+    """The backend for tensors of this device type: "native" or "reference"."""
     return "reference" if _namespace == "reference" or why_not_native(device) else "native"
 
 
-why_not_native("cpu")  # at once; CUDA's when CUDA is first used, since asking it for its devices starts it
+why_not_native("cpu")  # CUDA's library is loaded on first use, because querying the devices initialises CUDA

@@ -1,4 +1,4 @@
-"""The language-model head's last layer and its softmax cross-entropy, on the masked rows."""
+"""The last layer of the language-model head and its softmax cross-entropy, at the masked positions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _cross_entropy = operation(
     reference=reference.cross_entropy_,
     fake=lambda logits, bias, labels, vocab_size: logits.new_empty(len(logits), dtype=torch.float32),
 )
-"""In place of logits [M, S] their gradient, and the losses fp32 [M]; bias [S], labels int64 [M].
+"""Replaces logits [M, S] by their gradient and returns the losses, fp32 [M]; bias [S], labels int64 [M].
 
-A row is ``vocab_size`` logits and padding (not read, set to 0) up to S, a multiple of 64, at a 16-byte address: without
-padding nearly every row of 119,547 would be unaligned. ``bias`` is of the logits' type and padded likewise. A label out
-of range is a RuntimeError on the CPU; on CUDA, which could tell only by waiting, its loss is NaN and its gradient 0.
+A row has ``vocab_size`` logits and padding (not read, set to 0) up to S, a multiple of 64, and starts at a 16-byte
+address. Without padding nearly every row of 119,547 would be unaligned. ``bias`` has the logits' dtype and the same
+padding. A label out of range raises RuntimeError on the CPU. On CUDA, where the check would synchronise, its loss is
+NaN and its gradient 0.
 """
 
 _PADDED_TO = 64
@@ -30,8 +31,8 @@ _LEAST_ROWS = 1024
 
 
 class _MaskedLmLoss(torch.autograd.Function):
-    """One chunk of logits keeps their gradient for the backward pass. Of several, each computes the gradients of the
-    arguments in the forward pass, while its logits are there; the backward pass scales them."""
+    """With one chunk, the gradient of the logits is kept for the backward pass. With several chunks, the forward pass
+    computes the gradients of the arguments chunk by chunk, and the backward pass scales them."""
 
     @staticmethod
     def forward(
@@ -41,7 +42,7 @@ class _MaskedLmLoss(torch.autograd.Function):
         stride = -(-vocab_size // _PADDED_TO) * _PADDED_TO
         chunks = max(1, math.ceil(rows / max(_LEAST_ROWS, budget_bytes // (stride * hidden.element_size()))))
         chunk = math.ceil(rows / chunks)
-        ctx.whole = train and chunks == 1
+        ctx.single_chunk = train and chunks == 1
         to_hidden, to_weight, to_bias = (train and needed and chunks > 1 for needed in ctx.needs_input_grad[:3])
 
         padded_bias = weight.new_zeros(stride)
@@ -64,7 +65,7 @@ class _MaskedLmLoss(torch.autograd.Function):
                 d_weight = _add(d_weight, torch.mm(real.t(), hidden[span]), wide)
             if to_bias:
                 d_bias = _add(d_bias, real.sum(0), wide)
-        if ctx.whole:
+        if ctx.single_chunk:
             ctx.save_for_backward(buffer[:, :vocab_size], hidden, weight)
         else:
             d_weight, d_bias = (None if d is None else d.to(weight.dtype) for d in (d_weight, d_bias))
@@ -74,7 +75,7 @@ class _MaskedLmLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if not ctx.whole:
+        if not ctx.single_chunk:
             return (*(None if d is None else d * gradient for d in ctx.saved_tensors), None, None, None)
         d_logits, hidden, weight = ctx.saved_tensors
         to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
@@ -93,22 +94,29 @@ def _add(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
 def masked_lm_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, budget_bytes: int = 1 << 30
 ) -> Tensor:
-    """Sum over the rows of ``−log softmax(hidden_i · weightᵀ + bias)[label_i]``, an fp32 scalar; 0 for no rows.
+    """The sum over rows of ``−log softmax(hidden_i · weightᵀ + bias)[label_i]``, an fp32 scalar; 0 for no rows.
 
-    Differentiable once, with respect to ``hidden``, ``weight`` and ``bias``. Logits are made and turned into their
-    gradient in place, chunk by chunk; a chunk that is the only one is kept for the backward pass, others are used up.
+    Differentiable once, with respect to ``hidden``, ``weight`` and ``bias``. Logits are computed chunk by chunk and
+    replaced by their gradient in place. A single chunk is kept for the backward pass; several chunks share one buffer.
+
+    Under autocast the arguments are cast to the autocast dtype; the loss is always fp32.
 
     Args:
-        hidden: fp32, bf16 or fp16 [M, H]. weight: [V, H] of the same type. bias: [V] of the same type, or None.
+        hidden: fp32, bf16 or fp16 [M, H].
+        weight: [V, H], the dtype of ``hidden``.
+        bias: [V], the dtype of ``hidden``, or None.
         labels: int64 [M], in [0, V).
-        budget_bytes: of the logits of one chunk, which has 1,024 rows at least: fewer would starve the matrix products,
-            and each chunk passes over the gradient of ``weight``. The default holds 4,490 rows of mBERT's 119,547 bf16
-            logits: one chunk for most micro-batches, in 1 % of an accelerator's memory.
+        budget_bytes: maximum size of one chunk's logits. A chunk has at least 1,024 rows, because smaller matrix
+            products are inefficient and each chunk reads and writes the gradient of ``weight``. The default fits 4,490
+            rows of mBERT's 119,547 bf16 logits: one chunk for most micro-batches, in 1 % of an accelerator's memory.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the message names it.
-        RuntimeError: a label out of range, on the CPU. On CUDA the loss is NaN then, and the row adds no gradient.
+        TypeError, ValueError: invalid argument; the message names it.
+        RuntimeError: label out of range, on the CPU. On CUDA the loss is then NaN, and the row adds no gradient.
     """
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     check("hidden", hidden, [torch.float32, torch.bfloat16, torch.float16], (None, None))
     check("weight", weight, [hidden.dtype], (None, hidden.shape[1]), like=hidden)
     if bias is not None:

@@ -1,4 +1,4 @@
-"""The ring that holds the queue of keys: K live rows and B pending ones; writing keys, and the end of a global step."""
+"""The ring of the key queue, K live and B pending rows: writing keys and ending a global step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ppa_fast.ops.reference import ring as reference
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 _enqueue = operation(
-    "enqueue(Tensor keys, Tensor groups, Tensor positions, Tensor(a!) ring, Tensor(b!) ring_groups, Tensor(c!) state)"
-    " -> ()",
+    "enqueue(Tensor keys, Tensor groups, Tensor step_indices, Tensor(a!) ring, Tensor(b!) ring_groups,"
+    " Tensor(c!) state) -> ()",
     reference=reference.enqueue,
-    fake=lambda keys, groups, positions, ring, ring_groups, state: None,
+    fake=lambda keys, groups, step_indices, ring, ring_groups, state: None,
 )
 _commit = operation(
     "commit(Tensor(a!) state, int written, int size, int rows) -> ()",
@@ -25,7 +25,7 @@ _commit = operation(
 
 
 def check_ring(ring: Tensor, ring_groups: Tensor, state: Tensor) -> None:
-    """Raises unless these are a ring: [R, D] of a floating type with R ≥ 1, int64 [R] and int64 [3]."""
+    """Raises unless the arguments form a ring: [R, D] of a floating dtype with R ≥ 1, int64 [R], int64 [3]."""
     check("ring", ring, DTYPES, (None, None))
     if len(ring) < 1:
         raise ValueError(f"ring: found shape {list(ring.shape)}, expected at least one row")
@@ -34,15 +34,17 @@ def check_ring(ring: Tensor, ring_groups: Tensor, state: Tensor) -> None:
 
 
 @torch.no_grad()
-def enqueue(keys: Tensor, groups: Tensor, positions: Tensor, ring: Tensor, ring_groups: Tensor, state: Tensor) -> None:
-    """Writes keys to the ring's pending rows: row (cursor + position) mod R, of its own and no other's.
+def enqueue(
+    keys: Tensor, groups: Tensor, step_indices: Tensor, ring: Tensor, ring_groups: Tensor, state: Tensor
+) -> None:
+    """Writes each key to the ring's pending row (cursor + step index) mod R, and to no other row.
 
-    A key with an element that is not finite (in the ring's type) and a position without a pending row, outside
-    [0, R − count), are refused: nothing is written, and ``state[2]`` counts them, on the device. Writing a position
-    twice with the same key is harmless.
+    Keys with an element that is not finite (in the ring's dtype) and keys without a pending row (step index outside
+    [0, R − count)) are refused. They are not written; ``state[2]`` counts them on the device. Writing the same key
+    twice to a row is harmless.
 
     Args:
-        keys: [M, D], fp32 or the ring's type, rounded to nearest. groups: int64 [M]. positions: int64 [M], in the step.
+        keys: [M, D], fp32 or ring's dtype, rounded to nearest. groups: int64 [M]. step_indices: int64 [M].
         ring: [R, D], fp32, bf16 or fp16. ring_groups: int64 [R].
         state: int64 [3], on the device: cursor (the first pending row), count (live rows, before it), refused keys.
 
@@ -52,13 +54,13 @@ def enqueue(keys: Tensor, groups: Tensor, positions: Tensor, ring: Tensor, ring_
     check_ring(ring, ring_groups, state)
     check("keys", keys, [torch.float32, ring.dtype], (None, ring.shape[1]), like=ring)
     check("groups", groups, [torch.int64], (len(keys),), like=ring)
-    check("positions", positions, [torch.int64], (len(keys),), like=ring)
-    _enqueue(keys, groups, positions, ring, ring_groups, state)
+    check("step_indices", step_indices, [torch.int64], (len(keys),), like=ring)
+    _enqueue(keys, groups, step_indices, ring, ring_groups, state)
 
 
 def commit(state: Tensor, written: int, size: int, rows: int) -> None:
-    """Ends a global step, on the device: its ``written`` keys (positions 0 … written − 1) are live, the oldest of more
-    than ``size`` live ones are pending.
+    """Ends a global step on the device: its ``written`` keys (step indices 0 … written − 1) become live. Of more than
+    ``size`` live keys, the oldest become pending.
 
     Args:
         state: int64 [3], as for ``enqueue``. written: 0 … R. size: K ≥ 1. rows: R ≥ K.

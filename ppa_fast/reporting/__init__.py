@@ -1,1 +1,1 @@
-"""The report of runs: one HTML page that needs nothing else."""
+"""The report of one or several runs: a self-contained HTML page."""

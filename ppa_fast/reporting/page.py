@@ -1,7 +1,9 @@
-"""``ppa-fast report``: the page of one or several runs."""
+"""``ppa-fast report``: an HTML page about one or several runs."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,21 +12,26 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ppa_fast.data.languages import is_code, is_english
+from ppa_fast.data.reading.languages import is_code, is_english
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation.retrieval import retrieval_scores
-from ppa_fast.files import write_text
+from ppa_fast.files import is_locked, write_text
 from ppa_fast.reporting import plots, vectors
 from ppa_fast.reporting.plots import Picture
 from ppa_fast.reporting.run import RECENT, Run, read_run
 from ppa_fast.reporting.summary import at_a_glance, sentence
+from ppa_fast.settings import ReportSettings, takes
+from ppa_fast.tasks.retrieval import retrieval_scores
 
-# Figures of metrics.jsonl: their title, unit, and whether the axis begins at 0.
+WATCH_SECONDS = 30
+
+# Metrics of metrics.jsonl: title, unit, and whether the y axis starts at 0.
 LOSSES = {
     "loss": ("Total loss", "", False),
     "loss_tlm": ("TLM loss", "nats per masked token", False),
     "loss_moco": ("MoCo loss", "nats per pair", False),
     "queue_top1": ("MoCo top-1", "share", True),
+    "loss_symmetric": ("Symmetric loss", "nats per pair", False),
+    "in_batch_top1": ("In-batch top-1", "share", True),
 }
 COURSE = {
     "pairs_per_s": ("Throughput", "pairs/s", True),
@@ -33,17 +40,19 @@ COURSE = {
     "memory_gib": ("Peak memory so far, rank 0", "GiB", True),
     "lr": ("Learning rate", "", True),
     "grad_norm": ("Gradient norm", "before clipping", True),
-    "skipped": ("Skipped steps", "in all", True),
+    "skipped": ("Skipped steps", "cumulative", True),
 }
 
 
 @dataclass
 class Part:
-    """What the page shows of a run, the ``number``-th of its runs; ``no_…``: why figures of it are not there."""
+    """The content of the page for one run. ``number``: its index; ``no_…``: the reasons why figures are missing."""
 
     number: int
     run: Run
     sentence: str
+    verdict: str = ""
+    answer: list[tuple[str, list[str]]] = field(default_factory=list)
     no_retrieval: list[str] = field(default_factory=list)
     no_vectors: list[str] = field(default_factory=list)
     retrieval: list[Picture] = field(default_factory=list)
@@ -60,7 +69,7 @@ def _curves(runs: Sequence[Run], figures: dict[str, tuple[str, str, bool]]) -> l
     for name, (title, unit, from_zero) in figures.items():
         of_runs = [(number, run.name, run.curve(name)) for number, run in enumerate(runs)]
         if name == "skipped" and not any(any(y) for _, _, (_, y) in of_runs):
-            continue  # the table says 0
+            continue  # the table shows 0
         if unit == "%":
             of_runs = [(number, run, (x, [100 * share for share in y])) for number, run, (x, y) in of_runs]
         found.append(plots.curves(name, title, unit, of_runs, from_zero))
@@ -75,112 +84,152 @@ def _retrieval_means(runs: Sequence[Run]) -> Picture | None:
     return plots.curves("means", "Mean over the language pairs, precision at 1", "%", of_runs, True)
 
 
-def _other(pair: str) -> str:
-    """The language of a pair that names its colour: the one that is not English."""
+def _other_language(pair: str) -> str:
+    """The language that determines the colour of a pair: the one that is not English."""
     a, _, b = pair.partition("-")
     return a if is_code(b) and is_english(b) else b
 
 
 def _language_colors(codes: set[str]) -> dict[str, int | None]:
-    """A colour for each language; English is drawn in ink."""
+    """A colour number for each language; None, the text colour, for English."""
     others = sorted(code for code in codes if not (is_code(code) and is_english(code)))
     return {**dict.fromkeys(codes - set(others)), **{code: number for number, code in enumerate(others)}}
 
 
 class Scores(NamedTuple):
-    """Precision at 1, the mean of both directions, by language pair; ``step`` 0 is before training."""
+    """Precision at 1 by language pair, averaged over both directions, and the number of sentences of each side.
+
+    ``step`` 0: before training.
+    """
 
     step: int
     shares: dict[str, float]
+    sentences: dict[str, int]
 
 
-def _logged(record: dict[str, Any]) -> Scores:
-    pairs = record["pairs"].items()
-    return Scores(record["step"], {pair: fmean((scores["a_to_b"], scores["b_to_a"])) for pair, scores in pairs})
+def _logged_scores(record: dict[str, Any]) -> Scores:
+    pairs = record["pairs"]
+    shares = {pair: fmean((scores["a_to_b"], scores["b_to_a"])) for pair, scores in pairs.items()}
+    return Scores(record["step"], shares, {pair: scores.get("n", 0) for pair, scores in pairs.items()})
 
 
-def _measured(step: int, texts: Sequence[vectors.Texts], of_model: vectors.Vectors) -> Scores:
-    sides = zip(texts, of_model, strict=True)
-    return Scores(step, {f"{s.a}-{s.b}": fmean(retrieval_scores(a, b)) for s, (a, b) in sides})
+def _measured_scores(step: int, texts: Sequence[vectors.Texts], of_model: vectors.Vectors) -> Scores:
+    shares = {f"{s.a}-{s.b}": fmean(retrieval_scores(a, b)) for s, (a, b) in zip(texts, of_model, strict=True)}
+    return Scores(step, shares, {f"{s.a}-{s.b}": len(s) for s in texts})
+
+
+def _answer(part: Part, before: Scores, after: Scores) -> None:
+    """Adds whether training helped: a sentence, and the scores by language pair."""
+    first, last = fmean(before.shares.values()), fmean(after.shares.values())
+    # Two standard errors of the difference of two shares of that many sentences.
+    total = max(1, sum(after.sentences.values()))
+    error = 2 * math.sqrt((first * (1 - first) + last * (1 - last)) / total)
+    word = "No clear change" if abs(last - first) <= error else "Yes" if last > first else "No"
+    part.verdict = (
+        f"{word}: retrieval of translations was {100 * first:.1f} % before training and is {100 * last:.1f} % at step "
+        f"{after.step:,}, the mean over {len(after.shares)} language pair{'s' * (len(after.shares) > 1)}."
+    )
+    part.answer = [
+        (pair, [f"{after.sentences[pair]:,}", f"{100 * before.shares[pair]:.1f}", f"{100 * share:.1f}"])
+        for pair, share in after.shares.items()
+    ]
 
 
 def _retrieval(part: Part, key: str, colors: dict[str, int | None], measured: list[Scores]) -> None:
-    """Retrieval as the run logged it; what it did not log before and after is ``measured`` from the vectors."""
+    """Adds the logged retrieval scores. ``measured``: scores from the vectors, if the log lacks before and after."""
     run = part.run
     if run.evaluations:
-        by_pair = {pair: colors[_other(pair)] or 0 for pair in run.retrieval()}
+        by_pair = {pair: colors[_other_language(pair)] or 0 for pair in run.retrieval()}
         part.retrieval.append(plots.retrieval_curves(f"{key}-retrieval", run.retrieval(), by_pair))
     else:
-        part.no_retrieval.append("The run has logged no evaluation: --eval-pairs of train.py asks for them.")
+        part.no_retrieval.append("The run logged no evaluation: pass --eval-pairs to train.py.")
     both = run.before_after()
     if both:
-        measured = [_logged(record) for record in both]
+        measured = [_logged_scores(record) for record in both]
         for pair, scores in both[1]["pairs"].items():
             shares = [f"{100 * record['pairs'][pair][way]:.1f}" for way in ("a_to_b", "b_to_a") for record in both]
             part.scores.append((pair, [*shares, f"{scores.get('n', 0):,}"]))
     if len(measured) == 2:
+        _answer(part, *measured)
         before, after = ({**scores.shares, "mean": fmean(scores.shares.values())} for scores in measured)
         part.retrieval.append(plots.retrieval_bars(f"{key}-bars", before, after, measured[1].step))
     elif run.evaluations:
         part.no_retrieval.append(
-            "No scores before and after: expected evaluations of the same pairs at step 0 and later."
+            "No scores before and after training: found no evaluations of the same pairs at step 0 and later."
         )
 
 
-def _vectors(part: Part, key: str, specs: Sequence[str], colors: dict[str, int | None]) -> list[Scores]:
-    """The map, the matrix and the confusions; what cannot be made is said in ``part.no_vectors``.
+Known = dict[tuple[Path, int], vectors.Vectors]
+"""Vectors by run folder and step (0: the base model) that an earlier call of :func:`render` has computed."""
 
-    Returns the retrieval that the vectors show, before and after as far as both are there.
+
+def _vectors(part: Part, key: str, specs: Sequence[str], colors: dict[str, int | None], known: Known) -> list[Scores]:
+    """Adds the maps, the similarity matrices and the confusions; reasons for missing ones go to ``part.no_vectors``.
+
+    Returns the retrieval scores from the vectors before and after training, as far as available.
     """
     run = part.run
     try:
         texts = vectors.read_texts(specs)
     except UserError as error:
-        part.no_vectors.append(f"No maps, similarities and confused sentences: {error}.")
+        part.no_vectors.append(f"No maps, similarities or confused sentences: {error}.")
         return []
     found: list[tuple[int, vectors.Vectors]] = []
     try:
-        found.append((0, vectors.embed_before(run, texts)))
+        if (run.path, 0) not in known:
+            known[run.path, 0] = vectors.embed_before(run, texts)
+        found.append((0, known[run.path, 0]))
     except UserError as error:
-        part.no_vectors.append(f"No map and similarities before training: {error}.")
+        part.no_vectors.append(f"No map or similarities before training: {error}.")
     try:
-        step, after = vectors.embed_after(run, texts)
+        step = vectors.selected_step(run)
+        if (run.path, step) not in known:
+            known[run.path, step] = vectors.embed_after(run, texts, step)
+        after = known[run.path, step]
         found.append((step, after))
         part.confusions, wrong, total = vectors.confusions(texts, after)
         part.confused = f"At step {step:,}, {wrong:,} of {total:,} sentences have a wrong nearest neighbour."
     except UserError as error:
-        part.no_vectors.append(f"No map, similarities and confused sentences after training: {error}.")
+        part.no_vectors.append(f"No map, similarities or confused sentences after training: {error}.")
     chosen = vectors.compared(texts)
     part.compared = [(texts[n].a, texts[n].texts_a[row], texts[n].b, texts[n].texts_b[row]) for n, row in chosen]
     for step, of_model in found:
-        when = f"After, at step {step:,}" if step else "Before, by the base model"
+        when = f"After, at step {step:,}" if step else "Before, base model"
         pairs, projection = [(s.a, s.b) for s in texts], vectors.project(of_model)
         part.maps.append(plots.vector_map(f"{key}-map-{step}", when, projection, pairs, colors))
         part.matrices.append((when, vectors.similarities(of_model, chosen)))
-    return [_measured(step, texts, of_model) for step, of_model in found]
+    return [_measured_scores(step, texts, of_model) for step, of_model in found]
 
 
 def _tag(code: str) -> str:
-    """A language code as HTML's lang attribute has it."""
+    """A language code for HTML's lang attribute."""
     return code.replace("_", "-")
 
 
 def _languages(runs: Sequence[Run], specs: Sequence[str] | None) -> set[str]:
-    """The codes of all language pairs that are evaluated."""
+    """The language codes of all evaluated pairs."""
     pairs = {pair for run in runs for pair in run.retrieval()}
     for run in runs:
         pairs |= {spec.partition(":")[0] for spec in specs or run.settings.get("eval_pairs") or []}
     return {code for pair in pairs for code in pair.split("-")}
 
 
-def render(folders: Sequence[str | Path], pairs: Sequence[str] | None = None) -> str:
-    """The page as HTML, see :func:`report`."""
+def render(
+    folders: Sequence[str | Path],
+    pairs: Sequence[str] | None = None,
+    model: str | Path | None = None,
+    known: Known | None = None,
+    refresh: int = 0,
+) -> str:
+    """The page as HTML; see :func:`report`. ``refresh``: seconds after which a browser loads it again; 0: never."""
     runs = [read_run(folder) for folder in folders]
     colors = _language_colors(_languages(runs, pairs))
     parts = []
     for number, run in enumerate(runs):
         part = Part(number, run, sentence(run))
-        measured = _vectors(part, f"r{number}", pairs or run.settings.get("eval_pairs") or [], colors)
+        measured = _vectors(
+            part, f"r{number}", pairs or run.settings.get("eval_pairs") or [], colors, {} if known is None else known
+        )
         _retrieval(part, f"r{number}", colors, measured)
         parts.append(part)
     environment = Environment(
@@ -190,6 +239,8 @@ def render(folders: Sequence[str | Path], pairs: Sequence[str] | None = None) ->
     return environment.get_template("page.html").render(
         title=", ".join(run.name for run in runs),
         parts=parts,
+        model=None if model is None else str(model),
+        refresh=refresh,
         glance=at_a_glance(runs),
         recent=RECENT,
         losses=_curves(runs, LOSSES),
@@ -207,22 +258,29 @@ def _shape(number: int | None) -> str:
     return "○" if number is None else plots.SHAPES[number // plots.COLORS % len(plots.SHAPES)]
 
 
-def report(folders: Sequence[str | Path], out: str | Path | None = None, pairs: Sequence[str] | None = None) -> Path:
-    """Writes one HTML page of one or several runs, finished or in progress; it needs no network and no other file.
+@takes(ReportSettings)
+def report(settings: ReportSettings) -> Path:
+    """Writes a self-contained HTML page about one or several runs, finished or in progress.
 
-    The sentence vectors are computed here, from the base model and from the run's best (else latest) checkpoint. What
-    cannot be shown (texts, models or logs that are not there) is named on the page with the reason; the rest is shown.
+    The page begins with retrieval before and after training and how to load the encoder. ``watch`` writes it again
+    every ``WATCH_SECONDS`` while one of the runs trains on this machine, and a last time at the end.
 
-    Args:
-        folders: run folders.
-        out: the file; None is ``report.html`` in the first run folder.
-        pairs: evaluation sets such as ``en-de:dev.en,dev.de`` for the sentence vectors; None are the run's own.
+    Computes sentence vectors with the base model and with the run's best checkpoint, or the latest if there is no best.
+    If texts, models or logs are missing, the page gives the reason and shows the rest.
 
-    Returns the file. Raises UserError for a folder that is no run, logs that cannot be read, a file that cannot be
-    written.
+    The arguments are the fields of :class:`ReportSettings`.
+
+    Returns the path of the page. Raises UserError for a folder that is not a run, logs that cannot be read, and an
+    output file that cannot be written.
     """
-    file = Path(folders[0]) / "report.html" if out is None else Path(out)
+    file = Path(settings.folders[0]) / "report.html" if settings.out is None else Path(settings.out)
     if not file.parent.is_dir():
-        raise UserError(f"--out {file}: no folder {file.parent}; expected a file in a folder that is there")
-    write_text(file, render(folders, pairs))
-    return file
+        raise UserError(f"--out {file}: found no folder {file.parent}, expected an existing folder")
+    known: Known = {}
+    while True:
+        running = settings.watch and any(is_locked(Path(folder)) for folder in settings.folders)
+        page = render(settings.folders, settings.pairs, settings.model, known, WATCH_SECONDS if running else 0)
+        write_text(file, page)
+        if not running:
+            return file
+        time.sleep(WATCH_SECONDS)

@@ -1,8 +1,8 @@
-"""The page's figures: matplotlib draws, the page's style sheet colours.
+"""The figures of the page, drawn by matplotlib and coloured by the page's style sheet.
 
-A figure is drawn in placeholder colours, which become CSS variables: one drawing serves light and dark. Words stay
-text, in the page's font. Figures are small (``WIDTH`` points) and never scaled below a phone's width, so that their
-text can be read there.
+Figures are drawn in placeholder colours, which are replaced by CSS variables, so that one drawing works in light and
+dark mode. Text remains text, in the page's font. Figures are ``WIDTH`` points wide, so that their text is readable on a
+phone.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from matplotlib.ticker import MaxNLocator
 
 from ppa_fast.reporting.vectors import Projection
 
-WIDTH = 340  # points; on a phone of 360 pixels a figure has 328
-COLORS = 10  # series that the style sheet tells apart; the next ten have other dashes and marks
-POINTS = 400  # of a curve; longer ones are means over equal numbers of lines
+WIDTH = 340  # points; a figure has 328 pixels on a phone that is 360 pixels wide
+COLORS = 10  # colours in the style sheet; further series reuse them with other dashes and markers
+POINTS = 400  # maximum number of points of a curve; longer curves are averaged in equal parts
 DASHES = ("-", (0, (4, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 MARKS = "os^D"
-SHAPES = "●■▲◆"  # the same marks in text
+SHAPES = "●■▲◆"  # MARKS as text
 
 INK, MUTED, GRID, BEFORE = "#000001", "#000002", "#000003", "#000004"
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", BEFORE: "--before"}
-_TIP = "tip:"  # what an artist's gid begins with that shows the rest of it when pointed at
+_TIP = "tip:"  # prefix of an artist's gid; the rest becomes a tooltip
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -56,7 +56,7 @@ _STYLE: Any = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "text.color": INK,
-    "text.parse_math": False,  # labels come from files
+    "text.parse_math": False,  # labels contain file names
     "lines.linewidth": 1.6,
 }
 
@@ -68,7 +68,7 @@ def series_color(number: int) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page: ``svg`` is an element to be placed in HTML, ``caption`` a text."""
+    """A figure of the page: ``svg`` is an SVG element for HTML, ``caption`` is plain text."""
 
     svg: str
     caption: str
@@ -81,14 +81,14 @@ def _figure(height: float) -> Iterator[Figure]:
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """The figure as an SVG element with a title and a description, its ids unique by ``name``."""
+    """The figure as an SVG element with a title and a description. ``name`` prefixes its ids to make them unique."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(buffer.getvalue())
     for child in [*root.iter(f"{{{_SVG}}}defs"), *root]:
-        for style in child.findall(f"{{{_SVG}}}style"):  # it would reach the whole page
+        for style in child.findall(f"{{{_SVG}}}style"):  # it would apply to the complete page
             child.remove(style)
     for element in root.iter():
         own = element.attrib.pop("id", "")
@@ -118,8 +118,8 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> str:
     return re.sub(r"#0001([0-9a-f]{2})", lambda found: f"var(--s{int(found[1], 16)})", svg)
 
 
-def _thin(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``POINTS`` points; a part without a finite value is a gap."""
+def _downsampled(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Averages a curve to at most ``POINTS`` points; a part without finite values becomes NaN, a gap."""
     if len(x) <= POINTS:
         return np.array(x), np.array(y)
     means = []
@@ -135,7 +135,7 @@ def _number(value: float) -> str:
 
 
 def _plot(axes: Axes, number: int, tip: str, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
-    xs, ys = _thin(x, y)
+    xs, ys = _downsampled(x, y)
     mark = {"marker": "o", "markersize": 3} if len(xs) < 12 else {}
     options = {"color": series_color(number), "linestyle": DASHES[number // COLORS % len(DASHES)], **mark, **style}
     axes.plot(xs, ys, gid=_TIP + tip, **options)
@@ -150,29 +150,29 @@ def _steps(axes: Axes) -> None:
 def curves(
     name: str, title: str, unit: str, runs: Sequence[tuple[int, str, tuple[list[int], list[float]]]], from_zero: bool
 ) -> Picture | None:
-    """A figure of the logs over steps, a line for each run: (its number, its name, its curve). None without a value."""
+    """A metric over steps, with one line per run, given as (number, name, curve). None if no run has values."""
     shown = [(number, run, curve) for number, run, curve in runs if curve[0]]
     if not shown:
         return None
-    said = []
+    summaries = []
     with _figure(200) as figure:
         axes = figure.add_subplot()
         for number, run, (x, y) in shown:
             _plot(axes, number, run, x, y)
             finite = [(step, value) for step, value in zip(x, y, strict=True) if not math.isnan(value)]
             first, last = finite[0], finite[-1]
-            said.append(f"{run}: {_number(first[1])} at step {first[0]:,}, {_number(last[1])} at step {last[0]:,}")
+            summaries.append(f"{run}: {_number(first[1])} at step {first[0]:,}, {_number(last[1])} at step {last[0]:,}")
         _steps(axes)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")  # round numbers, told apart
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")  # enough digits to distinguish the ticks
         if from_zero:
             axes.set_ylim(bottom=0)
         caption = f"{title}, {unit}" if unit else title
-        return Picture(_svg(figure, name, caption, f"{'; '.join(said)}."), caption)
+        return Picture(_svg(figure, name, caption, f"{'; '.join(summaries)}."), caption)
 
 
 def retrieval_curves(name: str, pairs: dict[str, tuple[list[int], list[float]]], colors: dict[str, int]) -> Picture:
-    """Precision at 1 over steps, a line for each language pair in its colour, and the mean in ink."""
+    """Precision at 1 over steps, with one line per language pair in its colour, and the mean in the text colour."""
     steps = sorted({step for x, _ in pairs.values() for step in x})
     by_step = {pair: dict(zip(*curve, strict=True)) for pair, curve in pairs.items()}
     means = [np.mean([100 * found[step] for found in by_step.values() if step in found]) for step in steps]
@@ -183,15 +183,15 @@ def retrieval_curves(name: str, pairs: dict[str, tuple[list[int], list[float]]],
         axes.plot(steps, means, color=INK, linewidth=2, gid=f"{_TIP}mean")
         axes.set_ylim(0, 100)
         _steps(axes)
-        said = (
+        summary = (
             f"Mean over {len(pairs)} language pairs: {means[0]:.1f} % at step {steps[0]:,}, {means[-1]:.1f} % at step"
         )
         caption = "Retrieval over steps, precision at 1 in %; the thick line is the mean"
-        return Picture(_svg(figure, name, caption, f"{said} {steps[-1]:,}."), caption)
+        return Picture(_svg(figure, name, caption, f"{summary} {steps[-1]:,}."), caption)
 
 
 def retrieval_bars(name: str, before: dict[str, float], after: dict[str, float], step: int) -> Picture:
-    """Shares before and after, at ``step``: a pair of bars for each key, in the given order."""
+    """Shares before training and after it, at ``step``, as two bars per key, in the given order."""
     names = list(after)
     with _figure(40 + 27 * len(names)) as figure:
         axes = figure.add_subplot()
@@ -206,15 +206,15 @@ def retrieval_bars(name: str, before: dict[str, float], after: dict[str, float],
         axes.set_xlim(0, 112)
         axes.set_xticks(range(0, 101, 25))
         axes.grid(visible=False, axis="y")
-        said = "; ".join(f"{key}: {100 * before[key]:.1f} before, {100 * after[key]:.1f} after" for key in names)
+        summary = "; ".join(f"{key}: {100 * before[key]:.1f} before, {100 * after[key]:.1f} after" for key in names)
         caption = f"Retrieval before (grey) and at step {step:,}, precision at 1 in %"
-        return Picture(_svg(figure, name, caption, f"{said}."), caption)
+        return Picture(_svg(figure, name, caption, f"{summary}."), caption)
 
 
 def vector_map(
     name: str, when: str, projection: Projection, pairs: Sequence[tuple[str, str]], colors: dict[str, int | None]
 ) -> Picture:
-    """Points in their language's colour (None: ink, hollow), the two of a translation joined by a line."""
+    """Sentences as points in their language's colour (None: hollow, in the text colour), lines between translations."""
     with _figure(WIDTH) as figure:
         axes = figure.add_subplot()
         for (a, b), (points_a, points_b) in zip(pairs, projection.points, strict=True):
@@ -236,7 +236,7 @@ def vector_map(
             axes.spines[side].set_visible(True)
         shown = sum(len(a) for a, _ in projection.points)
         share = f"{100 * projection.explained:.0f} % of the variance"
-        said = (
+        summary = (
             f"{shown} translation pairs of {len(pairs)} language pairs by the first two principal components, {share}."
         )
-        return Picture(_svg(figure, name, f"Sentence vectors {when}", said), f"{when}: {share}")
+        return Picture(_svg(figure, name, f"Sentence vectors {when}", summary), f"{when}: {share}")

@@ -1,14 +1,16 @@
-"""Runs in words and numbers: a sentence for each, and the table of figures."""
+"""A sentence about each run, and the table of key figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from ppa_fast.model.families import FAMILIES
 from ppa_fast.reporting.run import Run, differing_settings
+from ppa_fast.settings import objectives
 
-FAMILIES = {"bert": "BERT", "roberta": "RoBERTa", "xlm-roberta": "XLM-R"}
 LOSSES = {"loss": "total loss", "loss_tlm": "TLM loss", "loss_moco": "MoCo loss", "queue_top1": "MoCo top-1"}
+LOSSES |= {"loss_symmetric": "symmetric loss", "in_batch_top1": "in-batch top-1"}
 
 
 def _count(number: int, noun: str) -> str:
@@ -16,9 +18,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def sentence(run: Run) -> str:
-    """The setting and the data in a sentence, of what the folder tells."""
+    """Describes the model, data, objectives and hardware of a run in one sentence, as far as known."""
     settings, store, config = run.settings, run.store, run.config
-    family = FAMILIES.get(config.get("model_type", ""), config.get("model_type", ""))
+    kind = config.get("model_type", "")
+    family = FAMILIES[kind].name if kind in FAMILIES else kind
     size = ""
     if {"num_hidden_layers", "hidden_size", "vocab_size"} <= config.keys():
         size = f" ({config['num_hidden_layers']} layers × {config['hidden_size']}, vocabulary {config['vocab_size']:,})"
@@ -26,8 +29,7 @@ def sentence(run: Run) -> str:
     if pairs := store.get("pairs"):
         text += f", aligned with {sum(pairs.values()):,} sentence pairs of {_count(len(pairs), 'language pair')}"
         text += f" ({', '.join(store['languages'])})" if store.get("languages") else ""
-    objectives = {"tlm": "translation language modelling (TLM)", "moco": "momentum contrast (MoCo)"}
-    text += f" by {' and '.join(named for key, named in objectives.items() if settings.get(key, True))}"
+    text += f" by {objectives(settings)}"
     if run.steps:
         text += f"; {_count(run.steps, 'step')}"
         text += f" of {_count(store['batch'], 'pair')}" if "batch" in store else ""
@@ -37,7 +39,7 @@ def sentence(run: Run) -> str:
     if last.get("world_size", 1) > 1:
         text += f" in {last['world_size']} ranks"
     if not run.steps or run.step < run.steps:
-        text += f". The logs end at step {run.step:,}: the run is in progress, or was stopped"
+        text += f". The logs end at step {run.step:,}: the run is in progress or was stopped"
     return f"{text}."
 
 
@@ -46,7 +48,7 @@ def _percent(share: float) -> str:
 
 
 def at_a_glance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The lines of the first table: a name, and a value for each run; of several runs the settings that differ too."""
+    """The rows of the first table: a name and one value per run. With several runs, includes differing settings."""
 
     def line(name: str, values: list[str]) -> None:
         if any(values):
@@ -60,6 +62,8 @@ def at_a_glance(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     line("steps done", [f"{run.step:,}" + (f" of {run.steps:,}" if run.steps else "") for run in runs])
     before = [run.before_after() for run in runs]
     line("retrieval before", [_percent(both[0]["mean"]) if both else "" for both in before])
+    sizes = [sum(pair["n"] for pair in run.evaluations[-1]["pairs"].values()) if run.evaluations else 0 for run in runs]
+    line("evaluation pairs", [f"{size:,}" if size else "" for size in sizes])
     line("retrieval, last", [_percent(run.evaluations[-1]["mean"]) if run.evaluations else "" for run in runs])
     best = [max(run.evaluations, key=lambda record: record["mean"], default=None) for run in runs]
     if any(record and record is not run.evaluations[-1] for record, run in zip(best, runs, strict=True)):

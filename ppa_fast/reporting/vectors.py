@@ -1,4 +1,4 @@
-"""The sentence vectors of a run's evaluation pairs, before training and after, and what can be seen in them."""
+"""Sentence vectors of a run's evaluation pairs before and after training: maps, similarities and confusions."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppa_fast.data.corpus import read_eval_pairs
+from ppa_fast.data.reading.corpus import read_eval_pairs
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation.embedder import MAX_TOKENS, Embedder
-from ppa_fast.evaluation.neighbours import nearest
 from ppa_fast.reporting.run import Run
+from ppa_fast.tasks.embedder import MAX_TOKENS, Embedder
+from ppa_fast.tasks.neighbours import nearest
 from ppa_fast.training.checkpoint import Checkpoints
 from ppa_fast.training.export import export
 
-LINES = 500  # of each language pair, the first: 10,000 sentences of ten pairs take mBERT a few minutes on a CPU
-MAPPED = 120  # pairs on the map
-COMPARED = 10  # pairs in the matrix
-CONFUSED = 12  # sentences in the list of the most confused
-CONFUSED_OF_A_PAIR = 2
+LINES = 500  # first lines of each language pair; 10,000 sentences of ten pairs take mBERT a few minutes on a CPU
+MAPPED = 120  # sentence pairs on the map
+COMPARED = 10  # sentence pairs in the similarity matrix
+CONFUSED = 12  # confused sentences listed
+CONFUSED_OF_A_PAIR = 2  # confused sentences listed per language pair and direction
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,24 @@ class Texts:
         return len(self.texts_a)
 
 
-Vectors = list[tuple[Tensor, Tensor]]  # unit vectors fp32 [N, H] of both sides, for each of the Texts
+Vectors = list[tuple[Tensor, Tensor]]  # unit vectors fp32 [N, H] of both sides, per element of Texts
 
 
 def read_texts(specs: Sequence[str]) -> list[Texts]:
-    """The first ``LINES`` lines of evaluation sets; raises UserError as ``read_eval_pairs`` does, and for none."""
+    """The first ``LINES`` lines of each set. Raises UserError like ``read_eval_pairs``, and if ``specs`` is empty."""
     if not specs:
-        raise UserError("the run has no evaluation pairs (--eval-pairs of train.py); --pairs gives them to the report")
+        raise UserError("the run has no evaluation pairs (--eval-pairs of train.py); pass --pairs to the report")
     found = [read_eval_pairs(spec) for spec in specs]
     return [Texts(source.a, source.b, a[:LINES], b[:LINES]) for source, a, b in found]
 
 
 def embed(model: str, run: Run, texts: Sequence[Texts], title: str) -> Vectors:
-    """Vectors as the run's own evaluations have them: its pooling, its longest sentence.
+    """Sentence vectors with the pooling, the layer and the maximum sentence length of the run's own evaluations.
 
-    Each sentence is read once, however many pairs it is in. Raises UserError for a model that cannot be loaded.
+    A sentence that occurs in several pairs is embedded once. Raises UserError for a model that cannot be loaded.
     """
     numbers = {text: i for i, text in enumerate(dict.fromkeys(t for s in texts for t in (*s.texts_a, *s.texts_b)))}
-    embedder = Embedder(model)
+    embedder = Embedder(model, run.settings.get("contrast_layer"))
     embedder.max_tokens = min(embedder.max_tokens, run.store.get("max_tokens", MAX_TOKENS))
     found = embedder.sentences(list(numbers), run.settings["pooling"], progress=f"{run.name}: vectors {title}")
     vectors = F.normalize(found, dim=1)
@@ -73,36 +73,41 @@ def embed_before(run: Run, texts: Sequence[Texts]) -> Vectors:
     return embed(run.settings["model"], run, texts, "before")
 
 
-def embed_after(run: Run, texts: Sequence[Texts]) -> tuple[int, Vectors]:
-    """The step of the checkpoint that an export would take (the best, else the latest), and its vectors.
+def selected_step(run: Run) -> int:
+    """The step of the checkpoint that ``export`` selects: the best, else the latest.
 
-    Raises UserError where there is none yet, or it cannot be exported.
+    Raises UserError if there is no checkpoint.
     """
     checkpoints = Checkpoints(run.path)
     path = checkpoints.named("best") or checkpoints.named("latest")
     if path is None:
         raise UserError("the run has saved no checkpoint yet")
+    return int(path.name.removeprefix("step-"))
+
+
+def embed_after(run: Run, texts: Sequence[Texts], step: int) -> Vectors:
+    """The vectors of the checkpoint of ``step``; raises UserError if it cannot be exported."""
     with TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        export(run.path, model, path.name)
-        return int(path.name.removeprefix("step-")), embed(str(model), run, texts, "after")
+        export(run.path, model, Checkpoints(run.path).path(step).name, run.settings.get("contrast_layer"))
+        return embed(str(model), run, texts, "after")
 
 
 def spread_out(n: int, k: int) -> list[int]:
-    """``k`` of ``n`` row numbers, evenly; all of them where there are no more."""
+    """``k`` evenly spaced row numbers out of ``n``; all if ``k`` ≥ ``n``."""
     return [int((i + 0.5) * n / k) for i in range(k)] if k < n else list(range(n))
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """A map: for each language pair the points [K, 2] of both sides; ``explained``: the share of the variance."""
+    """A map: the points [K, 2] of both sides per language pair. ``explained``: the explained share of the variance."""
 
     points: list[tuple[Tensor, Tensor]]
     explained: float
 
 
 def project(vectors: Vectors) -> Projection:
-    """The first two principal components of all vectors; of each pair the same rows, ``MAPPED`` pairs in all."""
+    """Projects vectors on the first two principal components of all; ``MAPPED`` sentence pairs in total."""
     everything = torch.cat([side for pair in vectors for side in pair]).double()
     centre = everything.mean(0)
     values, directions = torch.linalg.eigh(torch.cov(everything.T))
@@ -117,13 +122,13 @@ def project(vectors: Vectors) -> Projection:
 
 
 def compared(texts: Sequence[Texts]) -> list[tuple[int, int]]:
-    """The pairs of the matrix: (number of the Texts, row), the language pairs in turn, rows that differ."""
+    """The sentence pairs of the matrix as (index in ``texts``, row): language pairs in turn, distinct rows."""
     least = min(len(s) for s in texts)
     return [(i % len(texts), row) for i, row in enumerate(spread_out(least, COMPARED))]
 
 
 def similarities(vectors: Vectors, chosen: Sequence[tuple[int, int]]) -> list[list[float]]:
-    """Cosines: row i, column j is of side a of the i-th chosen pair and side b of the j-th."""
+    """Cosines: row i, column j compares side a of the i-th chosen pair with side b of the j-th."""
     a, b = (torch.stack([vectors[number][side][row] for number, row in chosen]) for side in (0, 1))
     return (a @ b.T).tolist()
 
@@ -142,10 +147,10 @@ class Confusion:
 
 
 def confusions(texts: Sequence[Texts], vectors: Vectors) -> tuple[list[Confusion], int, int]:
-    """The worst wrong neighbours, by how much nearer they are than the translation, at most ``CONFUSED_OF_A_PAIR`` of
-    a language pair and direction; how many are wrong; of how many sentences.
+    """The worst wrong nearest neighbours, the number of wrong ones, and the number of sentences.
 
-    Another line with the very text of the translation is not wrong.
+    Sorted by how much nearer the neighbour is than the translation, with at most ``CONFUSED_OF_A_PAIR`` per language
+    pair and direction. A neighbour whose text equals the translation is not wrong.
     """
     worst: list[Confusion] = []
     wrong = total = 0
@@ -162,9 +167,9 @@ def confusions(texts: Sequence[Texts], vectors: Vectors) -> tuple[list[Confusion
                 if other[j] != other[i]
             ]
             wrong, total = wrong + len(here), total + len(own)
-            worst += islice(sorted(here, key=_gap), CONFUSED_OF_A_PAIR)
-    return sorted(worst, key=_gap)[:CONFUSED], wrong, total
+            worst += islice(sorted(here, key=_cosine_gap), CONFUSED_OF_A_PAIR)
+    return sorted(worst, key=_cosine_gap)[:CONFUSED], wrong, total
 
 
-def _gap(confusion: Confusion) -> float:
+def _cosine_gap(confusion: Confusion) -> float:
     return confusion.cosine_expected - confusion.cosine_found

@@ -1,4 +1,4 @@
-"""The process group of a run: started by the deepspeed launcher, torchrun or by hand, or alone."""
+"""The process group of a run, started by the deepspeed launcher, by torchrun, by hand, or as a single process."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ppa_fast.data.workers import available_cores
+from ppa_fast.console import builds_quietly
+from ppa_fast.data.store.workers import available_cores
 from ppa_fast.errors import UserError
-from ppa_fast.noise import builds_quietly
 
 
 def rank() -> int:
@@ -32,18 +32,33 @@ def local_rank() -> int:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
+    """An unused TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 @contextmanager
+def port_errors() -> Iterator[None]:
+    """Converts the error of a rendezvous on a port that is in use into a UserError."""
+    try:
+        yield
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"MASTER_PORT: port {os.environ['MASTER_PORT']} of this machine is in use, expected a free port; give "
+            "another one with --master_port, or with MASTER_PORT without a launcher"
+        ) from error
+
+
+@contextmanager
 def started() -> Iterator[torch.device]:
-    """Joins (or, alone, makes) the process group and gives this rank's device.
+    """Joins the process group, or creates one for a single process; yields this rank's device.
 
     Raises:
-        UserError: on a CPU, without the compiler that DeepSpeed needs there.
+        UserError: training on a CPU without g++, which DeepSpeed needs there; a folder for its build that cannot be
+            written; or a port that is in use.
     """
     alone = {}
     if "WORLD_SIZE" not in os.environ:
@@ -52,31 +67,37 @@ def started() -> Iterator[torch.device]:
     try:
         yield _join()
     finally:
-        for name in alone:  # or what a notebook starts next would take itself for a rank
+        for name in alone:  # otherwise a later run in this process would behave as a rank of this one
             del os.environ[name]
 
 
 def _join() -> torch.device:
-    # Ranks that share a host's cores must not each start a thread for every core.
+    # Ranks on the same host share its cores instead of each starting one thread per core.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
         torch.set_num_threads(max(1, available_cores() // local))
-    import deepspeed  # here: it takes seconds, and mistakes in the settings are told before
+    import deepspeed  # here: it takes seconds, and errors in the settings come first
 
     if deepspeed.get_accelerator().device_name() == "cpu":
         if shutil.which(os.environ.get("CXX", "g++")) is None:
-            raise UserError("training on a CPU: found no g++, which DeepSpeed compiles its collectives with at start")
-        # Where its launcher says that all ranks share a host, DeepSpeed makes buffers for an all-reduce that training
-        # never calls: 66 MiB a rank that stay in /dev/shm, and a wait for the other ranks that nothing can end.
+            raise UserError("g++: not found; install it to train on a CPU, where DeepSpeed compiles its collectives")
+        # With LOCAL_SIZE set, DeepSpeed allocates buffers for a shared-memory all-reduce that training never calls:
+        # 66 MiB per rank remain in /dev/shm, and the wait for the other ranks has no timeout.
         os.environ.pop("LOCAL_SIZE", None)
-    with builds_quietly():
-        deepspeed.init_distributed()
-    # DeepSpeed's choice (DS_ACCELERATOR=cpu stays off a GPU that is there), or it and the model would part.
+    with builds_quietly(), port_errors():
+        try:
+            deepspeed.init_distributed()
+        except OSError as error:
+            raise UserError(
+                f"{error.filename}: {error.strerror}; DeepSpeed builds its operations there: set TORCH_EXTENSIONS_DIR "
+                "to a folder that this user may write"
+            ) from error
+    # Follow DeepSpeed's choice, so that the model is on the same device: DS_ACCELERATOR=cpu ignores an available GPU.
     return torch.device(deepspeed.get_accelerator().device_name(local_rank()))
 
 
 def concatenate_over_ranks(tensor: Tensor, counts: Sequence[int]) -> Tensor:
-    """The ranks' tensors (``counts``: rows of each) one after another along the first dimension, on every rank."""
+    """Concatenates the ranks' tensors along the first dimension, on every rank. ``counts``: rows of each rank."""
     parts = [tensor.new_empty(max(counts), *tensor.shape[1:]) for _ in counts]
     padded = tensor.new_zeros(parts[0].shape)
     padded[: len(tensor)] = tensor
@@ -85,14 +106,14 @@ def concatenate_over_ranks(tensor: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGUSR1. The ranks agree on stopping at the end of a step; until then nothing is disturbed."""
+    """Records SIGTERM and SIGUSR1 without interrupting the step. The ranks agree to stop at the end of a step."""
 
     def __init__(self) -> None:
-        self.noted = False
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGUSR1)}
+        self.received = False
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGUSR1)}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.noted = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
 
     def restore(self) -> None:
         for number, handler in self._before.items():

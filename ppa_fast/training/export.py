@@ -1,27 +1,28 @@
-"""Turns a run into a Hugging Face folder that transformers and sentence-transformers load."""
+"""Exports a run as a Hugging Face folder for transformers and sentence-transformers."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
 
-from ppa_fast.data.encode import load_tokenizer
+from ppa_fast.data.store.tokenize import load_tokenizer
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation.embedder import POOLING_FILE
-from ppa_fast.files import check_new_folder
+from ppa_fast.files import check_new_folder, new_folder
 from ppa_fast.hub import load_pretrained
-from ppa_fast.model import POOLINGS
-from ppa_fast.model.encoder import max_sequence, missing_weights
+from ppa_fast.model.encoder import build_model, cut_above, encoder_of, max_sequence, missing_weights, state_layer
 from ppa_fast.model.folder import UNTOUCHED, save_folder
-from ppa_fast.training.card import model_card
+from ppa_fast.model.sentence_transformer import SentenceModules
+from ppa_fast.settings import POOLINGS, ExportSettings, takes
 from ppa_fast.training.checkpoint import Checkpoints, read_tensors
-from ppa_fast.training.metrics import read_lines
+from ppa_fast.training.json_lines import read_lines
+from ppa_fast.training.model_card import model_card
+
+log = logging.getLogger(__name__)
 
 
 def _settings(run: Path) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def _settings(run: Path) -> dict[str, Any]:
 
 
 def _checkpoint(run: Path, name: str | None) -> Path:
-    """The folder of a checkpoint: "latest", "best" or "step-…"; None is the best, or the latest without a best."""
+    """The folder of a checkpoint: "latest", "best" or "step-…". None selects the best, else the latest."""
     checkpoints = Checkpoints(run)
     if name is None:
         path = checkpoints.named("best") or checkpoints.named("latest")
@@ -57,89 +58,79 @@ def _checkpoint(run: Path, name: str | None) -> Path:
     return path
 
 
-def _trained(run: Path, checkpoint: Path) -> PreTrainedModel:
-    """The run's masked language model with the weights of a checkpoint, fp32."""
-    config = load_pretrained(AutoConfig, run / "model")
-    mlm = AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
+def _trained_model(run: Path, checkpoint: Path) -> PreTrainedModel:
+    """The run's masked language model (its encoder without TLM) with the weights of a checkpoint, fp32."""
+    model = build_model(load_pretrained(AutoConfig, run / "model"))
     tensors = read_tensors(checkpoint, "query")
     weights = {name.removeprefix("mlm."): tensor for name, tensor in tensors.items() if name.startswith("mlm.")}
     file = checkpoint / "query.safetensors"
     try:
-        missing, unexpected = mlm.load_state_dict(weights, strict=False)
+        missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise UserError(f"{file}: does not fit {run / 'model'}: {error}") from error
-    # A tied weight is stored once, under either name.
-    wrong = [*missing_weights(mlm, set(missing)), *unexpected]
+    # A tied weight is stored once, under one of its names.
+    wrong = [*missing_weights(model, set(missing)), *unexpected]
     if wrong:
         raise UserError(f"{file}: does not fit {run / 'model'}: {len(wrong)} weights differ, the first is {wrong[0]}")
-    return mlm
+    return model
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _cut(
+    model: PreTrainedModel, untouched: dict[str, Tensor], layers: int
+) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """The first ``layers`` layers of the encoder, without the heads, and its untouched weights."""
+    encoder: Any = encoder_of(model)
+    if layers > encoder.config.num_hidden_layers:
+        raise UserError(f"layers: found {layers}; the encoder has {encoder.config.num_hidden_layers}, expected no more")
+    cut_above(encoder, layers)
+    prefix = "" if encoder is model else f"{model.base_model_prefix}."
+    return encoder, {name.removeprefix(prefix): t for name, t in untouched.items() if name.startswith(prefix)}
 
 
-def _write_sentence_transformers(folder: Path, hidden_size: int, pooling: str, max_seq_length: int) -> None:
-    """The files of sentence-transformers, in the form that its versions since 3 read."""
-    kind = "sentence_transformers.models"
-    _write_json(
-        folder / "modules.json",
-        [
-            {"idx": 0, "name": "0", "path": "", "type": f"{kind}.Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{kind}.Pooling"},
-        ],
-    )
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
-    _write_json(
-        folder / POOLING_FILE,
-        {
-            "word_embedding_dimension": hidden_size,
-            "pooling_mode_cls_token": pooling == "cls",
-            "pooling_mode_mean_tokens": pooling == "mean",
-            "include_prompt": True,
-        },
-    )
-    _write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
-
-
-def export(run: str | Path, out: str | Path, checkpoint: str | None = None) -> None:
+@takes(ExportSettings)
+def export(chosen: ExportSettings) -> None:
     """Writes the encoder of a run as a Hugging Face folder.
 
-    The folder has config.json, the tokenizer, one model.safetensors in fp32 (encoder and MLM head of the checkpoint,
-    the base model's pooler and other untouched weights bit for bit), sentence-transformers' files and a model card.
-    ``AutoModel``, ``AutoModelForMaskedLM`` and ``SentenceTransformer`` load it; the latter's vectors are those of
-    ``sentence_vectors`` with the run's pooling (a text that spells out a special token, such as "[SEP]", aside: there
-    it is read as text, in other libraries as that token).
+    The folder has config.json, the tokenizer, one model.safetensors in fp32, sentence-transformers' files and a model
+    card. The weights are the checkpoint's encoder and, with TLM, MLM head, and bit for bit the base model's pooler and
+    other untouched weights. ``AutoModel``, ``AutoModelForMaskedLM`` and ``SentenceTransformer`` load it. The latter's
+    vectors equal those of ``sentence_vectors`` with the run's pooling, normalised if the base model's are. Exception:
+    ``sentence_vectors`` reads a special token in a text, such as "[SEP]", as text; other libraries read it as a token.
 
-    Args:
-        run: the folder of a run.
-        out: a new or empty folder; appears whole or not at all.
-        checkpoint: "best", "latest" or "step-…"; None is the best if there is one, else the latest.
+    With ``layers`` N, the folder has the encoder's first N layers and no MLM head. Libraries then pool the output of
+    layer N. The configuration states ``contrast_layer`` if it is one of several layers in the folder.
 
-    Raises UserError for a folder that is no run or has no such checkpoint, for files that do not fit each other, and
-    for an ``out`` that is not empty.
+    The arguments are the fields of :class:`ExportSettings`. The folder ``out`` is created atomically.
+
+    Raises UserError for a folder that is not a run or lacks the checkpoint, for files that do not match or have weights
+    that are not finite, for more ``layers`` than the encoder has or layers that cannot be told apart, and for an
+    ``out`` that is not empty or cannot be written.
     """
-    run, folder = Path(run), Path(out).absolute()
-    check_new_folder(out)
+    run = Path(chosen.run)
+    check_new_folder(chosen.out)
     settings = _settings(run)
-    source = _checkpoint(run, checkpoint)
-    mlm = _trained(run, source)
+    source = _checkpoint(run, chosen.checkpoint)
+    model, untouched = _trained_model(run, source), read_tensors(run / "model", Path(UNTOUCHED).stem)
+    layers = model.config.num_hidden_layers
+    trained_layer, last = settings.get("contrast_layer") or layers, chosen.layers or layers
+    if last != layers:
+        model, untouched = _cut(model, untouched, last)
+    state_layer(model.config, trained_layer if trained_layer < last else None)
+    if trained_layer != last:
+        log.warning(
+            f"{chosen.out}: transformers and sentence-transformers pool layer {last}, but the sentence vectors of "
+            f"layer {trained_layer} were trained; --layers {trained_layer} exports an encoder that ends there"
+        )
     tokenizer = load_tokenizer(str(run / "model"))
     step = int(source.name.removeprefix("step-"))
     max_tokens = (settings.get("store") or {}).get("max_tokens", 126)
 
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        save_folder(mlm, read_tensors(run / "model", Path(UNTOUCHED).stem), tokenizer, temporary)
-        max_seq_length = min(max_tokens + 2, max_sequence(mlm.config))
-        _write_sentence_transformers(temporary, mlm.config.hidden_size, settings["pooling"], max_seq_length)
-        evaluations = read_lines(run / "evaluations.jsonl")
-        card = model_card(settings, evaluations, step, mlm.config.model_type, max_seq_length)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    modules, evaluations = SentenceModules.kept(run / "model"), read_lines(run / "evaluations.jsonl")
+    max_seq_length = min(modules.max_seq_length or max_tokens + 2, max_sequence(model.config))
+    has_head = encoder_of(model) is not model
+    other_layer, family = None if trained_layer == last else trained_layer, model.config.model_type
+    card = model_card(settings, evaluations, step, family, max_seq_length, has_head, other_layer)
+    with new_folder(chosen.out) as folder:
+        save_folder(model, untouched, tokenizer, folder)
+        modules.write(folder, model.config.hidden_size, settings["pooling"], max_seq_length)
+        (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,8 +1,9 @@
-"""``ppa-fast train``: the command that trains on this machine; it is printed, started, and told when to stop."""
+"""``ppa-fast train``: builds the training command for this machine, prints it, runs it and forwards signals."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 import shlex
@@ -20,41 +21,42 @@ from typing import Any
 import psutil
 import torch
 
+from ppa_fast.console import debug
 from ppa_fast.errors import UserError
-from ppa_fast.noise import debug
-from ppa_fast.progress import note
-from ppa_fast.settings import Settings
+from ppa_fast.settings import LaunchSettings, Settings
+from ppa_fast.training import preflight
 from ppa_fast.training.config import uses_cuda
 from ppa_fast.training.distributed import free_port
-from ppa_fast.training.plan import make_plan
+
+log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a run goes: how many ranks there are in all, how the deepspeed command is told, and the file of
-    ds_configs/ that fits. Without a launcher the one rank is started as it is."""
+    """Where a run executes: the total number of ranks, the arguments of the deepspeed command, and the default file of
+    ds_configs/. If ``launcher`` is empty, the single rank runs without the deepspeed command."""
 
     ranks: int
     launcher: tuple[str, ...]
     config: str
 
 
-def place(num_gpus: int | None = None, hostfile: str | None = None) -> Placement:
-    """All GPUs of this machine, or ``num_gpus`` ranks; one rank without GPUs; the nodes of a hostfile.
+def place(options: LaunchSettings) -> Placement:
+    """Places the ranks: ``num_gpus`` or all GPUs of this machine, one rank without GPUs, or the nodes of a hostfile.
 
-    Raises UserError for more ranks than GPUs and for a hostfile that is none.
+    Raises UserError for more ranks than GPUs and for an invalid hostfile.
     """
-    if hostfile is not None:
-        return Placement(_slots(hostfile), ("--hostfile", hostfile), "gpu8.json")
+    if options.hostfile is not None:
+        return Placement(_slots(options.hostfile), ("--hostfile", str(options.hostfile)), "gpu8.json")
     found = torch.cuda.device_count() if uses_cuda() else 0
-    ranks = max(1, found) if num_gpus is None else num_gpus
-    if ranks < 1 or 0 < found < ranks:
-        raise UserError(f"--num-gpus {ranks}: expected {f'1 to {found}' if found else 'at least 1'}")
+    ranks = options.num_gpus or max(1, found)
+    if 0 < found < ranks:
+        raise UserError(f"--num-gpus: found {ranks}, expected 1 to {found}")
     if not found and ranks == 1:
         return Placement(1, (), "cpu.json")
-    # Beside --num_gpus the launcher would not read CUDA_VISIBLE_DEVICES and take the first GPUs of the machine.
+    # With --num_gpus the launcher ignores CUDA_VISIBLE_DEVICES and takes the first GPUs of the machine.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if found else ""
     where = (
         ("--include", f"localhost:{','.join(visible.split(',')[:ranks])}") if visible else ("--num_gpus", str(ranks))
@@ -63,7 +65,7 @@ def place(num_gpus: int | None = None, hostfile: str | None = None) -> Placement
     return Placement(ranks, (*where, "--master_port", str(free_port())), config)
 
 
-def _slots(hostfile: str) -> int:
+def _slots(hostfile: str | Path) -> int:
     try:
         text = Path(hostfile).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -76,101 +78,95 @@ def _slots(hostfile: str) -> int:
                 raise UserError(f"{hostfile}:{number}: found {line!r}, expected a line such as 'node1 slots=8'")
             slots += int(found[1])
     if not slots:
-        raise UserError(f"--hostfile {hostfile}: no node in there, expected lines such as 'node1 slots=8'")
+        raise UserError(f"--hostfile {hostfile}: found no node, expected lines such as 'node1 slots=8'")
     return slots
 
 
-def launch(
-    settings: Settings,
-    flags: Sequence[str],
-    num_gpus: int | None = None,
-    hostfile: str | None = None,
-    dry_run: bool = False,
-) -> int:
-    """Runs ``train.py FLAGS`` in as many ranks as there are GPUs; returns the exit status.
+def launch(settings: Settings, flags: Sequence[str], options: LaunchSettings) -> int:
+    """Runs ``train.py FLAGS`` with one rank per GPU; returns the exit status.
 
-    ``settings`` are those that ``flags`` give. What they leave open is added: the DeepSpeed file for so many ranks, and
-    ``runs/MODEL`` as the output. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C let the ranks finish the step, save and
-    exit 0; a second Ctrl-C kills them.
+    ``settings`` are parsed from ``flags``. Defaults are added for a missing DeepSpeed file (by the number of ranks) and
+    a missing output (``runs/MODEL``). On SIGTERM, SIGUSR1, SIGHUP or Ctrl-C the ranks finish the step, save and exit
+    with status 0; a second Ctrl-C kills them.
 
-    Args:
-        num_gpus: the ranks; None is one for each GPU.
-        hostfile: the nodes of the run instead.
-        dry_run: prints the command and runs nothing.
-
-    Raises UserError for anything that can be known before the start, see ``plan.make_plan``; the nodes of a hostfile
-    find that out themselves.
+    Raises UserError if ``preflight.check`` fails. With a hostfile the check runs on the nodes instead.
     """
     if "RANK" in os.environ:
         raise UserError(
-            "RANK is set: this is a rank of a run already; expected ppa_fast/train.py here, as in the README"
+            f"RANK: found {os.environ['RANK']!r}, expected it unset, because ppa-fast train starts the ranks itself; "
+            "start the ranks with ppa_fast/train.py, or unset RANK"
         )
     settings.require("model", "data")
-    placement = place(num_gpus, hostfile)
+    placement = place(options)
     added: dict[str, Any] = {}
     if not settings.deepspeed_config:
-        added["deepspeed_config"] = _shown(PACKAGE / "ds_configs" / placement.config)
+        added["deepspeed_config"] = _display_path(PACKAGE / "ds_configs" / placement.config)
     if not settings.output:
         added["output"] = f"runs/{Path(settings.model).name}"
     quiet = () if debug() else ("--quiet",)
     program = ("deepspeed", *quiet, *placement.launcher) if placement.launcher else ("python",)
-    words = [*program, _shown(PACKAGE / "train.py"), *(f"--{name}={value}" for name, value in added.items()), *flags]
-    if dry_run:
+    words = [
+        *program,
+        _display_path(PACKAGE / "train.py"),
+        *(f"--{name}={value}" for name, value in added.items()),
+        *flags,
+    ]
+    if options.dry_run:
         print(shlex.join(words))
         return 0
-    if hostfile is None:
-        make_plan(dataclasses.replace(settings, **added), placement.ranks)
-    note(f"$ {shlex.join(words)}")
+    if options.hostfile is None:
+        preflight.check(dataclasses.replace(settings, **added), placement.ranks)
+    log.info(f"$ {shlex.join(words)}")
     return _run(words)
 
 
-def _shown(path: Path) -> str:
-    """As a user would type it: relative where it lies below the working folder."""
+def _display_path(path: Path) -> str:
+    """The path as a user would type it: relative if it is below the working folder."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
 
 def _run(words: list[str]) -> int:
-    """Runs a command to its end and passes on what should stop it; returns the exit status."""
+    """Runs a command until it exits and forwards stop signals to it; returns the exit status."""
     program = Path(sys.executable) if words[0] == "python" else Path(sys.executable).parent / words[0]
-    if not program.exists():  # not of this environment: where the PATH has it
+    if not program.exists():  # not installed in this environment: search the PATH
         program = Path(shutil.which(words[0]) or words[0])
-    asked: list[int] = []  # the signals that came
-    # A session of its own: the terminal's Ctrl-C would reach the launcher, which kills the ranks before they save.
+    received: list[int] = []  # signal numbers
+    # A new session, because the terminal's Ctrl-C would reach the launcher, which kills the ranks before they save.
     child = subprocess.Popen([str(program), *words[1:]], start_new_session=True)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended by itself
-            if asked.count(signal.SIGINT) > 1:
+        received.append(number)
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # the process has exited
+            if received.count(signal.SIGINT) > 1:
                 os.killpg(child.pid, signal.SIGKILL)
                 return
-            note("stopping: the ranks finish the step and save; a second Ctrl-C kills them")
+            log.info("stopping: the ranks finish the current step and save; press Ctrl-C again to kill them")
             ranks = _ranks(words)
             for process in ranks:
                 process.send_signal(signal.SIGTERM)
-            if not ranks:  # one rank without a launcher, or a launcher that has not started any
+            if not ranks:  # a single rank without a launcher, or a launcher that has not started its ranks yet
                 os.killpg(child.pid, signal.SIGTERM)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+        if handler is not signal.SIG_IGN:  # such as SIGHUP under nohup
             signal.signal(number, stop)
     try:
         status = child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if status and asked:  # before there was anything to save
-        return 128 + asked[0]
+    if status and received:  # the signal arrived before the ranks could handle it
+        return 128 + received[0]
     return 128 - status if status < 0 else status
 
 
 def _ranks(words: list[str]) -> list[psutil.Process]:
-    """The processes on this machine that the launcher has started ``words`` for: it gives each its RANK.
+    """The ranks on this machine: the processes that the launcher started with these arguments and RANK set.
 
-    Of several nodes' ranks those of this one; a rank that stops takes all others with it.
+    With several nodes, the ranks of this node suffice: when one rank stops, all ranks stop.
     """
     script = next(number for number, word in enumerate(words) if word.endswith("train.py"))
     flags = words[script + 1 :]
@@ -179,4 +175,4 @@ def _ranks(words: list[str]) -> list[psutil.Process]:
         for process in psutil.process_iter(["cmdline", "environ"])
         if (process.info["cmdline"] or [])[-len(flags) :] == flags and "RANK" in (process.info["environ"] or {})
     }
-    return [process for process in found.values() if process.ppid() not in found]  # no helpers that a rank has forked
+    return [process for process in found.values() if process.ppid() not in found]  # not the ranks' children

@@ -1,4 +1,4 @@
-"""AdamW with what training here asks of it: state from the start, steps that are sat out, an anchor."""
+"""AdamW with skippable steps and an L2 pull to the initial weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 
 class AdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov and Hutter, ICLR 2019) that can sit out a step and pull weights to where they started.
+    """AdamW (Loshchilov and Hutter, ICLR 2019) that can skip a step and pull weights to their initial values.
 
-    ``skip``: whether :meth:`step` does nothing. ``anchors``: for an optimized tensor, views of it and the values that
-    they are pulled to. Decoupled like the weight decay: ``p ← p + lr·λ·(p₀ − p)`` before the update, λ = ``strength``.
+    ``skip``: whether :meth:`step` does nothing. ``anchors``: for each optimized tensor, views of it and the values that
+    these are pulled to. The pull is decoupled like the weight decay: ``p ← p + lr·λ·(p₀ − p)`` before the update, with
+    λ = ``strength``.
     """
 
     skip = False
@@ -34,7 +35,7 @@ class AdamW(torch.optim.AdamW):
 
 
 def optimizer_for(model: nn.Module, decay: float, lr: float, betas: tuple[float, float], epsilon: float) -> AdamW:
-    """AdamW (fused) over the trainable parameters; no weight decay on biases and LayerNorm (all that is 1-D)."""
+    """Fused AdamW over the trainable parameters; no weight decay on 1-D parameters (biases and LayerNorm)."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.dim() > 1], "weight_decay": decay},

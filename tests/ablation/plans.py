@@ -1,4 +1,4 @@
-"""A plan on files that are there, for tests."""
+"""A plan whose files exist, for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 
 def write_files(folder: Path) -> dict[str, Any]:
-    """Writes text for every task in English and German to ``folder``; returns a plan on it that can be read."""
+    """Writes text for every task in English and German to ``folder``; returns a plan that uses it."""
     folder.mkdir(parents=True, exist_ok=True)
     for code, words in (("en", "one two three"), ("de", "eins zwei drei")):
         (folder / f"text.{code}").write_text("".join(f"{words} {i}\n" for i in range(20)), encoding="utf-8")
@@ -52,7 +52,7 @@ def write_files(folder: Path) -> dict[str, Any]:
 
 
 def write_plan(path: Path, values: dict[str, Any], changes: dict[str, Any] | None = None) -> Path:
-    """Writes ``values`` with ``changes``: ``{"alignment.settings.steps": 3}``; None removes a key."""
+    """Writes ``values`` with ``changes``, such as ``{"alignment.settings.steps": 3}``; None removes a key."""
     values = copy.deepcopy(values)
     for place, value in (changes or {}).items():
         *blocks, name = place.split(".")

@@ -1,4 +1,4 @@
-"""Plans: what is read, what is refused and how the key is named; the command lines that come of them."""
+"""Plans: the values that are read, the errors that name a key, and the commands of the stages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_plan_is_read(values: dict[str, Any], tmp_path: Path) -> None:
     assert (topic.code_switch, nli.code_switch) == (0.5, 0.25)
 
 
-def test_an_evaluation_has_languages_of_its_own(values: dict[str, Any], tmp_path: Path) -> None:
+def test_an_evaluation_can_have_its_own_languages(values: dict[str, Any], tmp_path: Path) -> None:
     plan = read_plan(write_plan(tmp_path / "plan.yaml", values, {"evaluations.xquad.languages": ["en"]}))
     assert [len(evaluation.test) for evaluation in plan.evaluations] == [0, 2, 2, 1]
 
@@ -43,36 +43,40 @@ def test_an_evaluation_has_languages_of_its_own(values: dict[str, Any], tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 3}, "plan.yaml: seed: unknown; known here are seeds, rows, languages"),
+        ({"seed": 3}, "plan.yaml: seed: unknown key, expected one of seeds, rows, languages"),
         ({"seeds": 0}, "plan.yaml: seeds: found 0, expected at least 1"),
         ({"seeds": True}, "plan.yaml: seeds: found True, expected a whole number"),
-        ({"rows": ["ppa", "mocha"]}, "plan.yaml: rows: found 'mocha', expected, each once, some of none, tlm, moco"),
-        ({"rows": ["ppa", "ppa"]}, "rows: found 'ppa', expected, each once"),
+        ({"rows": ["ppa", "mocha"]}, "plan.yaml: rows: found 'mocha', expected distinct rows out of none, tlm, moco"),
+        ({"rows": ["ppa", "ppa"]}, "rows: found 'ppa', expected distinct rows"),
         ({"languages": None}, "plan.yaml: languages: found None, expected text or a list of texts"),
         ({"languages": ["german!"]}, "plan.yaml: languages: found 'german!', expected BCP-47 codes"),
-        ({"base.model": "mbert"}, "plan.yaml: base.files: beside model; expected a ready model"),
+        ({"base.model": "mbert"}, "plan.yaml: base.files: found together with model, expected only one"),
         ({"base.files": "absent.{}"}, "base.files: absent.en: no such file"),
-        ({"base.init.layer": 3}, "base.init.layer: unknown; known here are family, layers"),
-        ({"base.init.layers": "three"}, "base.init.layers: found 'three', expected a whole number"),
-        ({"base.pretrain.seed": 1}, "base.pretrain.seed: unknown"),
+        ({"base.init.layer": 3}, "base.init.layer: unknown key, expected one of family, layers"),
+        ({"base.init.layers": "three"}, "base.init.layers: found 'three', expected int"),
+        ({"base.init.layers": 0}, "base.init.layers: found 0, expected at least 1"),
+        ({"base.init.heads": 3}, "base.init.heads: found 3, expected a divisor of hidden,"),
+        ({"base.tokenizer.vocab_size": 5}, "base.tokenizer.vocab_size: found 5, expected more than the 5 special"),
+        ({"alignment.prepare": {"max_tokens": 0}}, "alignment.prepare.max_tokens: found 0, expected 1 to 32767"),
+        ({"base.pretrain.seed": 1}, "base.pretrain.seed: unknown key"),
         ({"alignment": None}, "plan.yaml: alignment.pairs: expected either pairs or store"),
         ({"alignment.store": "store"}, "alignment.pairs: expected either pairs or store"),
         ({"alignment.pairs": "en-{}:absent.{}"}, "alignment.pairs: --pairs en-de:absent.de: absent.de: no such file"),
-        ({"alignment.settings.moco": False}, "alignment.settings.moco: unknown"),
+        ({"alignment.settings.moco": False}, "alignment.settings.moco: unknown key"),
         ({"alignment.settings.momentum": 2}, "alignment.settings: momentum: found 2.0, expected 0 to 1"),
         ({"alignment.settings.deepspeed_config": None}, "alignment.settings: deepspeed_config: not given"),
         ({"alignment.settings.deepspeed_config": "absent.json"}, "deepspeed_config: absent.json: no such file"),
-        ({"alignment.settings.moco_weight": 0}, "alignment.settings: tlm and moco: both objectives are off"),
+        ({"alignment.settings.moco_weight": 0}, "alignment.settings: tlm and moco: found both disabled"),
         ({"evaluations": None}, "plan.yaml: evaluations: found None, expected a mapping"),
         ({"evaluations.topic.task": "topics"}, "evaluations.topic.task: found 'topics', expected one of retrieval"),
-        ({"evaluations.topic.epoch": 3}, "evaluations.topic.epoch: unknown; known here are task, languages, train"),
-        ({"evaluations.topic.metric": "squad"}, "evaluations.topic.metric: unknown"),
-        ({"evaluations.topic.epochs": 1.5}, "evaluations.topic.epochs: found 1.5, expected a whole number"),
+        ({"evaluations.topic.epoch": 3}, "evaluations.topic.epoch: unknown key, expected one of task, languages"),
+        ({"evaluations.topic.metric": "squad"}, "evaluations.topic.metric: unknown key"),
+        ({"evaluations.topic.epochs": 1.5}, "evaluations.topic.epochs: found 1.5, expected int"),
         ({"evaluations.topic.test": None}, "evaluations.topic.test: not given, expected text"),
         ({"evaluations.topic.test": "absent.{}"}, "evaluations.topic.test: en:absent.en: absent.en: no such file"),
-        ({"evaluations.nli.code_switch": 0}, "evaluations.nli.code_switch: found 0, expected a share of more than 0"),
+        ({"evaluations.nli.code_switch": 0}, "evaluations.nli.code_switch: found 0, expected a share above 0"),
         ({"evaluations.tatoeba.pooling": "max"}, "evaluations.tatoeba.pooling: found 'max', expected one of cls, mean"),
-        ({"evaluations.tatoeba.train": "x"}, "evaluations.tatoeba.train: unknown"),
+        ({"evaluations.tatoeba.train": "x"}, "evaluations.tatoeba.train: unknown key"),
         ({"evaluations.a b": {"task": "nli"}}, "evaluations: found 'a b', expected a name of letters"),
     ],
 )
@@ -84,7 +88,7 @@ def test_a_bad_plan_names_the_key(
     assert message in str(error.value)
 
 
-def test_a_file_that_is_no_plan_is_named(tmp_path: Path) -> None:
+def test_an_invalid_plan_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n", encoding="utf-8")
     (tmp_path / "broken.yaml").write_text("a: [1", encoding="utf-8")
     for name, message in (("list", "expected a mapping"), ("broken", "not YAML"), ("absent", "No such file")):
@@ -93,20 +97,20 @@ def test_a_file_that_is_no_plan_is_named(tmp_path: Path) -> None:
         assert f"{name}.yaml" in str(error.value)
 
 
-def test_every_stage_is_a_command_that_can_be_typed(values: dict[str, Any], tmp_path: Path) -> None:
+def test_every_stage_is_a_valid_command(values: dict[str, Any], tmp_path: Path) -> None:
     plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
     stages = list(seed_stages(plan, plan.rows, 1, tmp_path / "out"))
     parser = build_parser()
     for stage in stages:
         if stage.words[0] == "ppa-fast":
-            parser.parse_args(stage.words[1:])  # exits where it cannot
+            parser.parse_args(stage.words[1:])  # exits if the command is invalid
         else:
             assert stage.words[:2] == ("python", stage.words[1])
             assert Path(stage.words[1]).name == "train.py"
     names = [stage.name for stage in stages]
     assert len(set(names)) == len(names)
     assert names[:4] == ["tokenizer", "seed-1/init", "seed-1/base", "store"]
-    # Four alignments, whose encoders five rows are made of; retrieval is scored on each encoder once.
+    # Five rows use the encoders of four alignments; retrieval is scored once per encoder.
     assert [name for name in names if name.endswith("/run")] == [
         f"seed-1/{row}/run" for row in ("tlm", "moco", "no-shuffling", "ppa")
     ]
@@ -114,7 +118,7 @@ def test_every_stage_is_a_command_that_can_be_typed(values: dict[str, Any], tmp_
     assert sum(name.endswith(("topic", "nli", "xquad")) for name in names) == 18
 
 
-def test_rows_differ_by_what_they_are_named_for_alone(values: dict[str, Any], tmp_path: Path) -> None:
+def test_rows_differ_only_in_the_option_that_names_them(values: dict[str, Any], tmp_path: Path) -> None:
     plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
     by_name = {stage.name: stage for stage in seed_stages(plan, plan.rows, 0, tmp_path)}
     switches = {"tlm": {"--no-moco"}, "moco": {"--no-tlm"}, "no-shuffling": {"--no-input-shuffling"}}
@@ -130,7 +134,9 @@ def test_rows_differ_by_what_they_are_named_for_alone(values: dict[str, Any], tm
     ]
 
 
-def test_code_switching_without_alignment_is_that_of_ppa_from_the_base(values: dict[str, Any], tmp_path: Path) -> None:
+def test_code_switching_without_alignment_equals_ppa_code_switching_from_the_base(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
     plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
     stages = list(seed_stages(plan, ("none", "switched", "ppa-switched"), 0, tmp_path))
     by_name = {stage.name: [*stage.words] for stage in stages}
@@ -141,7 +147,7 @@ def test_code_switching_without_alignment_is_that_of_ppa_from_the_base(values: d
         assert " ".join(by_name[f"seed-0/switched/{name}"]) == expected
 
 
-def test_what_a_stage_reads_is_told_by_its_command(values: dict[str, Any], tmp_path: Path) -> None:
+def test_the_inputs_of_a_stage_come_from_its_command(values: dict[str, Any], tmp_path: Path) -> None:
     plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
     stages = list(seed_stages(plan, ("none", "ppa-switched"), 0, tmp_path / "out"))
     reads = {stage.name: {other.name for other in stages if stage.reads(other)} for stage in stages}
@@ -158,7 +164,7 @@ def test_what_a_stage_reads_is_told_by_its_command(values: dict[str, Any], tmp_p
     }
 
 
-def test_a_ready_model_and_store_need_no_base(values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_plan_with_a_model_and_a_store_needs_no_base(values: dict[str, Any], tmp_path: Path) -> None:
     changes = {"base": {"model": "mbert"}, "alignment.pairs": None, "alignment.store": "store", "rows": ["none", "tlm"]}
     plan = read_plan(write_plan(tmp_path / "plan.yaml", values, changes))
     stages = list(seed_stages(plan, plan.rows, 0, tmp_path))
@@ -167,12 +173,12 @@ def test_a_ready_model_and_store_need_no_base(values: dict[str, Any], tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["small", "paper"])
-def test_the_ready_plans_can_be_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With empty files in the places of their data."""
+def test_the_provided_plans_are_valid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty files replace the data."""
     source = Path(__file__).resolve().parents[2] / "benchmarks" / "plans" / f"{name}.yaml"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ds_configs").symlink_to(source.parents[2] / "ds_configs")
-    while True:  # each error names the file that is not there
+    while True:  # each error names the missing file
         try:
             plan = read_plan(source)
             break

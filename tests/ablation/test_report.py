@@ -1,4 +1,4 @@
-"""From the files of stages to the table: figures, marks, chance."""
+"""Stage files to the table: figures, marks, chance level."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ppa_fast.ablation.picture import COLORS, picture
+from ppa_fast.ablation.picture import draw, picture
 from ppa_fast.ablation.plan import Plan, read_plan
 from ppa_fast.ablation.report import collect, format_table
 from ppa_fast.ablation.stages import evaluated, result_file
 from tests.ablation.plans import write_files, write_plan
 
-LARGE = 400  # test rows: chance of two equal classes is 0.5, and 0.575 is three deviations above
+LARGE = 400  # test rows: the chance level of two equal classes is 0.5; 0.575 is three deviations above
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def write_scores(plan: Plan, out: Path, scores: Mapping[str, list[float]], english: float = 0.9) -> None:
-    """For each row the German scores of the seeds, as shares; retrieval has them as they are, the task as accuracy."""
+    """Writes the German scores of the seeds of each row, as shares; the task's scores are accuracies."""
     for row, by_seed in scores.items():
         for seed, value in enumerate(by_seed):
             for evaluation in plan.evaluations:
@@ -43,7 +43,7 @@ def write_scores(plan: Plan, out: Path, scores: Mapping[str, list[float]], engli
                     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_figures_and_differences_by_hand(plan: Plan, tmp_path: Path) -> None:
+def test_figures_and_differences_equal_hand_computed_values(plan: Plan, tmp_path: Path) -> None:
     write_scores(plan, tmp_path, {"none": [0.10, 0.12, 0.14], "ppa": [0.60, 0.63, 0.63], "tlm": [0.09, 0.12, 0.18]})
     results = collect(plan, tmp_path)
     rows = results["evaluations"]["topic"]["rows"]
@@ -69,15 +69,15 @@ def test_figures_and_differences_by_hand(plan: Plan, tmp_path: Path) -> None:
     assert "cannot give less than p = 0.25 with 3 seeds: 3 seeds are too few" in text
 
 
-def test_differences_are_of_the_seeds_that_both_rows_have(plan: Plan, tmp_path: Path) -> None:
+def test_differences_use_the_seeds_that_both_rows_have(plan: Plan, tmp_path: Path) -> None:
     write_scores(plan, tmp_path, {"none": [0.1, 0.2], "moco": [0.5, 0.5, 0.8]})
     row = collect(plan, tmp_path)["evaluations"]["topic"]["rows"]["moco"]["others"]
     assert len(row["seeds"]) == 3
     assert row["difference"]["seeds"] == pytest.approx([40, 30])
 
 
-def test_what_an_earlier_call_made_stays_in_the_table(plan: Plan, tmp_path: Path) -> None:
-    """Of a plan, or of ``--seeds`` and ``--only``, with fewer seeds and rows."""
+def test_results_of_an_earlier_call_stay_in_the_table(plan: Plan, tmp_path: Path) -> None:
+    """The later call has fewer seeds and rows, from its plan or from ``--seeds`` and ``--only``."""
     write_scores(plan, tmp_path, {"none": [0.1, 0.2, 0.3], "ppa": [0.5, 0.6, 0.7], "switched": [0.2, 0.3, 0.4]})
     results = collect(replace(plan, seeds=1, rows=("switched",)), tmp_path)
     assert results == collect(plan, tmp_path)
@@ -87,15 +87,15 @@ def test_what_an_earlier_call_made_stays_in_the_table(plan: Plan, tmp_path: Path
     assert '"code-switching only" has the encoder of "no alignment".' in format_table(results)
 
 
-def test_retrieval_of_the_switched_row_is_not_its_own(plan: Plan, tmp_path: Path) -> None:
+def test_the_code_switched_row_shares_the_retrieval_scores_of_its_encoder(plan: Plan, tmp_path: Path) -> None:
     write_scores(plan, tmp_path, {"none": [0.1], "ppa": [0.5], "ppa-switched": [0.6]})
     results = collect(plan, tmp_path)
     assert list(results["evaluations"]["tatoeba"]["rows"]) == ["none", "ppa"]
     table = format_table(results)
     assert "| PPA + code-switching | – | 90.0 (+0.0) | 60.0 (+50.0) |" in table
     assert 'before fine-tuning: "PPA + code-switching" has the encoder of "both (PPA)".' in table
-    assert "Of one seed, in %." in table
-    assert "one seed gives nothing to test it by" in table
+    assert "Scores in %, one seed." in table
+    assert "One seed is not enough for a test." in table
     assert "*:" not in table
 
 
@@ -108,49 +108,49 @@ def test_a_task_at_chance_is_not_measurable(english: float, measurable: bool, pl
     assert (found["chance"], found["needed"], found["n"]) == (50.0, pytest.approx(57.5), LARGE)
     table = format_table(results)
     assert ("topic, en" in table) is measurable
-    assert ("Chance in English, always the most frequent class: topic 50.0." in table) is measurable
+    assert ("Chance in English (predicting the most frequent class): topic 50.0." in table) is measurable
     assert ("**topic: not measurable at this size.**" in table) is not measurable
     assert ("topic: not measurable at this size" in picture(results)) is not measurable
 
 
-def test_english_may_be_either_side_of_a_retrieval_pair(plan: Plan, tmp_path: Path) -> None:
+def test_english_can_be_either_side_of_a_retrieval_pair(plan: Plan, tmp_path: Path) -> None:
     path = result_file(tmp_path, 0, "none", plan.evaluations[0])
     path.parent.mkdir(parents=True)
     pairs = {
-        "en-de": {"a_to_b": 0.2, "b_to_a": 0.3},
-        "fr-en": {"a_to_b": 0.4, "b_to_a": 0.6},
-        "eng-es": {"a_to_b": 0.7},
+        "en-de": {"a_to_b": 0.2, "b_to_a": 0.3, "n": 10},
+        "fr-en": {"a_to_b": 0.4, "b_to_a": 0.6, "n": 20},
+        "eng-es": {"a_to_b": 0.7, "n": 1000},
     }
     path.write_text(json.dumps({"pairs": pairs}), encoding="utf-8")
-    row = collect(plan, tmp_path)["evaluations"]["tatoeba"]["rows"]["none"]
+    results = collect(plan, tmp_path)
+    row = results["evaluations"]["tatoeba"]["rows"]["none"]
     assert {code: score["mean"] for code, score in row["languages"].items()} == pytest.approx(
         {"de": 20, "fr": 60, "es": 70}
     )
     assert row["others"]["mean"] == pytest.approx(50)
     assert "english" not in row
+    assert format_table(results).splitlines()[-1] == "| n | 10 | 20 | 1,000 |"
 
 
 def test_the_picture_is_svg_with_a_bar_for_each_figure(plan: Plan, tmp_path: Path) -> None:
     write_scores(plan, tmp_path, {"none": [0.1, 0.2, 0.3], "ppa": [0.5, 0.6, 0.7], "ppa-switched": [0.5, 0.6, 0.7]})
-    root = ET.fromstring(picture(collect(plan, tmp_path)))
-    bars = [e for e in root.iter("{http://www.w3.org/2000/svg}rect") if e.get("height") == "11"]
+    results = collect(plan, tmp_path)
+    bars = [bar for axes in draw(results).axes for bar in axes.patches]
     assert len(bars) == 2 + 3 * 2  # retrieval of two encoders; English and German of three rows
-    widths = [float(bar.attrib["width"]) for bar in bars]
-    assert widths[0] / widths[1] == pytest.approx(0.2 / 0.6, rel=0.01)
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 3 * len(bars)
+    assert [bar.get_width() for bar in bars[:2]] == pytest.approx([20, 60])
+    dots = [line for axes in draw(results).axes for line in axes.lines if line.get_marker() == "."]
+    assert [len(line.get_xdata()) for line in dots] == [3] * len(bars)
+    assert ET.fromstring(picture(results)).tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_the_picture_has_chance_on_the_scale_of_the_bars(plan: Plan, tmp_path: Path) -> None:
+def test_the_picture_marks_chance_on_the_scale_of_the_scores(plan: Plan, tmp_path: Path) -> None:
     write_scores(plan, tmp_path, {"none": [0.1, 0.2, 0.3]})
-    root = ET.fromstring(picture(collect(plan, tmp_path)))
-    [line] = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if "stroke-dasharray" in e.attrib]
-    rects = root.iter("{http://www.w3.org/2000/svg}rect")
-    [bar] = [e for e in rects if (e.get("height"), e.get("fill")) == ("11", COLORS["english"])]
-    reach = float(line.attrib["d"].split()[0].removeprefix("M")) - float(bar.attrib["x"])
-    assert reach / float(bar.attrib["width"]) == pytest.approx(0.5 / 0.9, rel=0.01)  # two classes, equally frequent
+    lines = [line for axes in draw(collect(plan, tmp_path)).axes for line in axes.lines]
+    [dashed] = [line for line in lines if line.get_linestyle() == "--"]
+    assert list(dashed.get_xdata()) == pytest.approx([50, 50])  # two classes, equally frequent
 
 
-def test_the_documented_results_are_those_of_the_files() -> None:
+def test_the_documented_results_equal_the_result_files() -> None:
     root = Path(__file__).resolve().parents[2]
     files = [root / "benchmarks" / "results" / f"ablation-small{more}.json" for more in ("", "-12000")]
     small, longer = (json.loads(file.read_text(encoding="utf-8")) for file in files)

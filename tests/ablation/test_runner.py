@@ -1,4 +1,4 @@
-"""Stages: each once, in order, again after a kill; nothing is taken for done that is not."""
+"""Stages: each runs once, in order, and again after a kill; unfinished stages never count as done."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(name: str, out: Path, file: str = "done", resumes: bool = False) -> St
     return fake(name, out, WRITE, str(out / name), file, resumes=resumes)
 
 
-def test_stages_run_once_and_in_order(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_stages_run_once_and_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = tmp_path / "log"
     append = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
     stages = [fake(name, tmp_path / "out", append, str(log), name) for name in "abc"]
@@ -40,13 +40,13 @@ def test_stages_run_once_and_in_order(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert log.read_text() == "abc"
     journal = json.loads((tmp_path / "out" / JOURNAL).read_text())
     assert {name: entry["command"] for name, entry in journal.items()} == {s.name: s.command for s in stages}
-    assert f"$ {stages[2].command}" in capfd.readouterr().err
+    assert f"$ {stages[2].command}" in caplog.text
 
 
-def test_a_failure_stops_and_is_tried_again(tmp_path: Path) -> None:
+def test_a_failed_stage_stops_the_run_and_is_retried(tmp_path: Path) -> None:
     fail = "import sys, pathlib; sys.exit(0 if pathlib.Path(sys.argv[1]).exists() else 3)"
     stages = [fake("a", tmp_path, fail, str(tmp_path / "ready")), write("b", tmp_path)]
-    with pytest.raises(UserError, match="a: the command above ended with exit status 3"):
+    with pytest.raises(UserError, match="a: the command above failed with exit status 3"):
         run_stages(stages, tmp_path)
     assert not (tmp_path / "b").exists()
     (tmp_path / "ready").touch()
@@ -54,7 +54,7 @@ def test_a_failure_stops_and_is_tried_again(tmp_path: Path) -> None:
     assert (tmp_path / "b" / "done").exists()
 
 
-def test_what_a_cut_off_stage_left_is_removed_unless_it_goes_on_by_itself(tmp_path: Path) -> None:
+def test_output_of_an_interrupted_stage_is_removed_unless_it_resumes(tmp_path: Path) -> None:
     for name, resumes in (("fresh", False), ("resumed", True)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").touch()
@@ -63,15 +63,15 @@ def test_what_a_cut_off_stage_left_is_removed_unless_it_goes_on_by_itself(tmp_pa
     assert sorted(path.name for path in (tmp_path / "resumed").iterdir()) == ["done", "half"]
 
 
-def test_a_stage_done_by_another_command_is_an_error_before_anything_runs(tmp_path: Path) -> None:
+def test_a_stage_that_another_command_finished_is_an_error_before_any_stage_runs(tmp_path: Path) -> None:
     run_stages([write("b", tmp_path)], tmp_path)
-    with pytest.raises(UserError, match=r"stages.json: b was made by another command"):
+    with pytest.raises(UserError, match=r"stages.json: b: found another command than the plan's"):
         run_stages([write("a", tmp_path), write("b", tmp_path, "other")], tmp_path)
     assert not (tmp_path / "a").exists()
 
 
-def test_training_stopped_by_a_signal_is_not_done(tmp_path: Path) -> None:
-    """It saves and ends with status 0, here at step 3 of 5."""
+def test_training_that_a_signal_stopped_does_not_count_as_done(tmp_path: Path) -> None:
+    """Training saves and exits with status 0, here at step 3 of 5."""
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000003"
     checkpoint.mkdir(parents=True)
     state = dict.fromkeys(KEYS, 3)
@@ -86,11 +86,11 @@ def test_training_stopped_by_a_signal_is_not_done(tmp_path: Path) -> None:
     assert Journal(tmp_path).has(stage)
 
 
-# A pipe that is opened to be written is open once someone reads it: each of two stages lets the other end.
+# Opening a pipe for writing blocks until another process reads it, so each of the two stages waits for the other.
 MEET = "import sys; open(sys.argv[1], sys.argv[2])"
 
 
-def test_stages_run_side_by_side_each_into_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_stages_write_separate_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("ppa_fast.ablation.runner.available_cores", lambda: 6)
     os.mkfifo(tmp_path / "pipe")
@@ -106,8 +106,8 @@ def test_stages_run_side_by_side_each_into_its_log(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "seed-0" / "says.log").read_text().splitlines() == [f"$ {stages[2].command}", "threads: 3"]
 
 
-def test_a_stage_begins_when_what_it_reads_is_there(tmp_path: Path) -> None:
-    """``last`` reads what ``first`` makes, which waits for what stands behind both in the order."""
+def test_a_stage_starts_when_its_inputs_exist(tmp_path: Path) -> None:
+    """``last`` reads the output of ``first``, which waits for a stage that comes after both."""
     os.mkfifo(tmp_path / "pipe")
     check = "import sys, os; sys.exit(not os.path.exists(sys.argv[1]))"
     meet = f"{MEET}; open(sys.argv[3], 'w')"
@@ -120,18 +120,18 @@ def test_a_stage_begins_when_what_it_reads_is_there(tmp_path: Path) -> None:
     assert Journal(tmp_path).done.keys() == {"first", "last", "beside"}
 
 
-def test_a_failure_ends_the_others_which_go_on_the_next_time(tmp_path: Path) -> None:
+def test_a_failure_stops_parallel_stages_which_resume_in_the_next_call(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     fail = "import sys; open(sys.argv[1], 'w'); print('no such thing'); sys.exit(3)"
     wait = "import sys, signal; open(sys.argv[1]); signal.pause()"
     stages = [fake(name, tmp_path, code, str(tmp_path / "pipe")) for name, code in (("fails", fail), ("waits", wait))]
-    with pytest.raises(UserError, match=r"fails: .* status 3; what it said is in .*fails.log"):
-        run_stages(stages, tmp_path, jobs=2)  # and does not wait for ever
+    with pytest.raises(UserError, match=r"fails: .* status 3; see .*fails.log"):
+        run_stages(stages, tmp_path, jobs=2)  # and does not wait forever
     assert Journal(tmp_path).done == {}
     assert "no such thing" in (tmp_path / "fails.log").read_text()
 
 
-# Says that it has begun, then waits for a byte that lets it end.
+# Reports that it has started, then waits for a byte before it exits.
 SLOW = """
 import os, sys
 os.write(os.open(sys.argv[1] + "/begun", os.O_WRONLY), b"x")
@@ -151,7 +151,8 @@ def slow_stages(out: Path) -> list[Stage]:
 
 
 def start(out: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """An ablation in a process of its own, that is in its second stage; and where to write what lets the stage end."""
+    """Starts an ablation in a process of its own that reaches its second stage; also returns the pipe that lets the
+    stage exit."""
     for name in ("begun", "go"):
         os.mkfifo(out / name)
     begun, go = (os.open(out / name, os.O_RDWR) for name in ("begun", "go"))
@@ -161,17 +162,17 @@ def start(out: Path) -> tuple[subprocess.Popen[bytes], int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_ablation_goes_on_at_its_stage(number: int, tmp_path: Path) -> None:
+def test_a_killed_ablation_resumes_at_its_stage(number: int, tmp_path: Path) -> None:
     process, go = start(tmp_path)
     first = (tmp_path / "first" / "done").stat().st_mtime_ns
     os.kill(process.pid, number)
     assert process.wait(60) != 0
-    if number == signal.SIGKILL:  # the stage lives on: nobody may work beside it
-        with pytest.raises(UserError, match="in use by another ablation, or by a stage that a killed one left"):
+    if number == signal.SIGKILL:  # the stage is still running, so a second ablation must fail
+        with pytest.raises(UserError, match="in use by another ablation, or by a stage of one that was killed"):
             run_stages(slow_stages(tmp_path), tmp_path)
-    os.write(go, b"xx")  # for the stage that lives on and for the one that is run again
+    os.write(go, b"xx")  # one byte for the running stage, one for the repeated stage
     lock = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # waits until the stage has ended
+    fcntl.flock(lock, fcntl.LOCK_EX)  # waits until the stage has exited
     os.close(lock)
     run_stages(slow_stages(tmp_path), tmp_path)
     assert (tmp_path / "first" / "done").stat().st_mtime_ns == first
@@ -189,27 +190,27 @@ def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path: Path, capsys: 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_row_of_another_plan_is_refused_though_it_is_not_asked_for(tmp_path: Path) -> None:
-    """Its scores would stand in the same table."""
+def test_results_of_a_different_plan_are_an_error_even_for_rows_that_are_not_selected(tmp_path: Path) -> None:
+    """The scores would appear in the same table."""
     values, out = write_files(tmp_path / "data"), tmp_path / "out"
     before = read_plan(write_plan(tmp_path / "before.yaml", values))
     [run] = [stage for stage in seed_stages(before, ("ppa",), 0, out) if stage.name == "seed-0/ppa/run"]
     run.out.mkdir(parents=True)
     Journal(out).add(run, 1.0)
     after = write_plan(tmp_path / "after.yaml", values, {"alignment.settings.steps": 3})
-    with pytest.raises(UserError, match=r"seed-0/ppa/run was made by another command"):
+    with pytest.raises(UserError, match=r"seed-0/ppa/run: found another command than the plan's"):
         ablate(after, out, only=["none"], dry_run=True)
     ablate(tmp_path / "before.yaml", out, only=["none"], dry_run=True)
 
 
-def test_bad_arguments_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_invalid_arguments_are_an_error_before_any_file_is_written(tmp_path: Path) -> None:
     plan = write_plan(tmp_path / "plan.yaml", write_files(tmp_path / "data"))
-    with pytest.raises(UserError, match="--seeds 0: expected at least 1"):
+    with pytest.raises(UserError, match="seeds: found 0, expected at least 1"):
         ablate(plan, tmp_path / "out", seeds=0)
-    with pytest.raises(UserError, match="--jobs 0: expected at least 1"):
+    with pytest.raises(UserError, match="jobs: found 0, expected at least 1"):
         ablate(plan, tmp_path / "out", jobs=0)
     with pytest.raises(UserError, match="--only: found 'both'"):
         ablate(plan, tmp_path / "out", only=["both"])
-    with pytest.raises(UserError, match="was not made by an ablation"):
+    with pytest.raises(UserError, match="found a folder that is not an ablation's"):
         ablate(plan, tmp_path / "data")
     assert not (tmp_path / "out").exists()

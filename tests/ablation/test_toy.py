@@ -1,9 +1,10 @@
-"""A toy plan from beginning to end: its commands, its table, and a second start that has nothing to do."""
+"""Runs a toy plan completely: its commands, its table, and a second call that has nothing to do."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.ablation.plans import write_files, write_plan
 
 @pytest.mark.slow
 def test_a_toy_plan(tmp_path: Path) -> None:
-    """Starting a process costs more than all its work here: few rows and evaluations, but every kind of stage."""
+    """Starting a process costs more than its work here, so the plan has few rows but every kind of stage."""
     values = write_files(tmp_path / "data")
     evaluations = {name: values["evaluations"][name] for name in ("tatoeba", "topic")}
     plan = write_plan(tmp_path / "plan.yaml", values, {"evaluations": evaluations})
@@ -30,9 +31,9 @@ def test_a_toy_plan(tmp_path: Path) -> None:
     assert list(results["topic"]["rows"]) == ["none", "ppa-switched"]
     assert list(results["topic"]["rows"]["none"]["languages"]) == ["en", "de"]
     assert results["topic"]["chance"] == 50
-    assert (out / "picture.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert ElementTree.parse(out / "picture.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
     assert "| no alignment | " in (out / "table.md").read_text(encoding="utf-8")
-    assert not list((out / "seed-0").glob(".*"))  # what pretraining kept beside its folder is gone
+    assert not list((out / "seed-0").glob(".*"))  # the temporary files of pretraining are removed
 
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     ablate(plan, out, seeds=1, only=["none", "ppa-switched"])

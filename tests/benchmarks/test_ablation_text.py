@@ -1,4 +1,4 @@
-"""benchmarks/ablation_text.py: nothing that is scored is trained on."""
+"""benchmarks/ablation_text.py: no test text is used for training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(FOLDER))  # it imports real_text, which lies beside it
+    sys.path.insert(0, str(FOLDER))  # it imports real_text from its own folder
     spec = importlib.util.spec_from_file_location("ablation_text", FOLDER / "ablation_text.py")
     assert spec is not None
     assert spec.loader is not None
@@ -28,7 +28,7 @@ def script() -> ModuleType:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """NLI of 20 rows, three to a premise; five articles of XQuAD; two rows of SIB-200; two lines of the others."""
+    """20 rows of NLI, three per premise; five articles of XQuAD; two rows of SIB-200; two lines of the other sets."""
     folder = tmp_path / "data"
     for part in ("nli", "ntrex", "qa", "tatoeba", "topic/eng_Latn", "topic/zho_Hans"):
         (folder / part).mkdir(parents=True)
@@ -55,7 +55,7 @@ def read(out: Path, name: str) -> list[str]:
     return (out / name).read_text(encoding="utf-8").splitlines()
 
 
-def test_what_is_trained_on_and_what_is_scored(script: ModuleType, data: Path, tmp_path: Path) -> None:
+def test_training_and_test_rows_are_disjoint(script: ModuleType, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     script.write_all(data, out, rows=10, dev_rows=2)
     # Rows 0 to 9: premises 0 to 3 and ten hypotheses, each once, and the news.
@@ -88,7 +88,7 @@ def test_what_is_trained_on_and_what_is_scored(script: ModuleType, data: Path, t
     assert read(out, "tatoeba.en-zh.zh") == ["zh tatoeba"]
 
 
-def test_missing_data_is_one_line(
+def test_missing_data_is_a_one_line_error(
     script: ModuleType, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (data / "qa").iterdir():
@@ -104,8 +104,8 @@ def test_missing_data_is_one_line(
 
 
 @pytest.mark.skipif("PPA_FAST_TEST_DATA" not in os.environ, reason="PPA_FAST_TEST_DATA is not set")
-def test_real_text(script: ModuleType, tmp_path: Path) -> None:
-    """No test sentence of NLI and no test or dev context of XQuAD is in what is trained on."""
+def test_real_text_has_no_test_sentences_in_training(script: ModuleType, tmp_path: Path) -> None:
+    """Neither NLI test sentences nor XQuAD test or dev contexts occur in the training text."""
     out = tmp_path / "out"
     script.write_all(Path(os.environ["PPA_FAST_TEST_DATA"]), out)
     trained = {*read(out, "mlm.en.txt")}

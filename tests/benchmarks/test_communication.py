@@ -1,4 +1,4 @@
-"""benchmarks/communication.py sees the collectives of a step and counts their elements."""
+"""benchmarks/communication.py counts the elements of the collectives of a step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def communication() -> Iterator[ModuleType]:
-    """The script as a module; it finds its neighbours beside itself."""
+    """The script as a module, imported with its folder on the path."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     yield importlib.import_module("communication")
     sys.path.remove(str(ROOT / "benchmarks"))
@@ -37,9 +37,9 @@ def test_a_collective_counts_its_larger_side(communication: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_the_volume_that_the_documentation_tells(communication: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of stage 1: gradients and weights in bf16, the momentum's working copy with them, whatever the accumulation."""
+def test_the_volume_equals_the_documented_one(communication: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stage 1, with any accumulation: weights and the momentum encoder's working copy in bf16, gradients in fp32."""
     assert communication.main(["--stages", "1", "--precisions", "bf16", "--accumulation", "1,2"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     volume = [(line[0], line[1], line[4]) for line in lines if float(line[4]) > 0.1]
-    assert volume == [("allgather_base", "bfloat16", "2.000"), ("allreduce", "bfloat16", "1.000")] * 2
+    assert volume == [("allgather_base", "bfloat16", "2.000"), ("reduce_scatter_base", "float32", "1.000")] * 2

@@ -1,4 +1,4 @@
-"""benchmarks/data_path.py measures every part of the data path, and its stores are stores."""
+"""benchmarks/data_path.py measures every part of the data path with valid stores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppa_fast.data.store import ROWS_PER_BATCH, Store
+from ppa_fast.data.store.store import ROWS_PER_BATCH, Store
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = [
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 @pytest.fixture(scope="module")
 def data_path() -> Iterator[ModuleType]:
-    """The script as a module; it finds its neighbours beside itself."""
+    """The script as a module, imported with its folder on the path."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     yield importlib.import_module("data_path")
     sys.path.remove(str(ROOT / "benchmarks"))
@@ -37,7 +37,7 @@ def data_path() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str, Path]:
-    """The rows of a quick run against a fastest step of 40 pairs/s, what it printed, and where its stores were."""
+    """The rows of a quick run against a fastest step of 40 pairs/s, its output, and the folder of its stores."""
     folder = tmp_path_factory.mktemp("data_path")
     (folder / "step.json").write_text(json.dumps(STEPS), encoding="utf-8")
     (folder / "stores").mkdir()
@@ -56,7 +56,7 @@ def test_every_part_has_its_rows(measured: tuple[list[dict[str, Any]], str, Path
     assert {(row["commit"], row["threads"], row["step_pairs_per_s"]) for row in rows} == {("cafe", 1, 40.0)}
     for row in rows:
         if row["part"] == "loader":
-            assert row["times_step"] == pytest.approx(row["pairs_per_s"] / 40)  # the fastest of them
+            assert row["times_step"] == pytest.approx(row["pairs_per_s"] / 40)  # the fastest row
             assert row["pairs_per_s"] > row["assembled_pairs_per_s"] > 0
         if row["part"] == "cold":
             assert 0 <= row["resident"] <= row["resident_after"] <= 1
@@ -64,7 +64,7 @@ def test_every_part_has_its_rows(measured: tuple[list[dict[str, Any]], str, Path
     assert not list(stores.iterdir())  # removed
 
 
-def test_memory_is_told_by_steps(measured: tuple[list[dict[str, Any]], str, Path]) -> None:
+def test_memory_is_reported_by_steps(measured: tuple[list[dict[str, Any]], str, Path]) -> None:
     small, large = (row for row in measured[0] if row["part"] == "memory")
     assert (small["pairs"], large["pairs"]) == (2_000, 20_000)
     assert large["store_bytes"] > 9 * small["store_bytes"]
@@ -75,7 +75,7 @@ def test_memory_is_told_by_steps(measured: tuple[list[dict[str, Any]], str, Path
     assert measured[0][-1]["pairs"] == 10**10
 
 
-def test_a_generated_store(data_path: ModuleType, tmp_path: Path) -> None:
+def test_a_generated_store_has_the_requested_lengths(data_path: ModuleType, tmp_path: Path) -> None:
     pairs = ROWS_PER_BATCH + 500
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         data_path.generate(tmp_path / name, pairs, 6, seed)
@@ -83,23 +83,23 @@ def test_a_generated_store(data_path: ModuleType, tmp_path: Path) -> None:
     assert len(one) == pairs
     assert one.fingerprint == same.fingerprint != other.fingerprint
     rows = one.rows(np.arange(pairs))
-    assert rows.a_tokens.min() >= 5  # no special token
+    assert rows.a_tokens.min() >= 5  # no special tokens
     assert max(rows.a_tokens.max(), rows.b_tokens.max()) < one.special.vocab_size
     for lengths in one.lengths(np.arange(pairs)):
         assert np.median(lengths) == 6
         assert lengths.min() >= 1
-        # ln of a log-normal: its standard deviation is sigma; rounding adds 0.29 / 6 at the median.
+        # The logarithm of a log-normal variable has standard deviation sigma; rounding adds 0.29 / 6 at the median.
         assert np.log(lengths).std() == pytest.approx(0.5, abs=0.02)
     assert len(np.unique(rows.groups)) == pairs
 
 
-def test_residency_is_of_the_file(data_path: ModuleType, tmp_path: Path) -> None:
+def test_residency_is_the_cached_share_of_the_file(data_path: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(1 << 20))
-    assert data_path.resident(tmp_path / "file") == 1  # just written
+    assert data_path.resident(tmp_path / "file") == 1  # the file was just written
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '[{"name": "fused"}]', '[{"pairs_per_s": null}]', "3"])
-def test_a_file_that_is_no_step_benchmarks(
+def test_an_invalid_step_file_is_an_error(
     data_path: ModuleType, tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "step.json"

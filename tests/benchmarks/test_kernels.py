@@ -1,4 +1,4 @@
-"""benchmarks/kernels.py measures every operation and finds it right; ``make gpu`` asks for a GPU first."""
+"""benchmarks/kernels.py measures and verifies every operation; ``make gpu`` requires a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXACT = {"assemble", "enqueue", "pack"}
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[ModuleType]:
-    """The script as a module; it finds its neighbours beside itself."""
+    """The script as a module, imported with its folder on the path."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     yield importlib.import_module("kernels")
     sys.path.remove(str(ROOT / "benchmarks"))
@@ -35,7 +35,7 @@ def kernels() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of what a quick run wrote, and what it printed."""
+    """The output folder of a quick run, and its standard output."""
     folder = tmp_path_factory.mktemp("kernels")
     command = [sys.executable, "benchmarks/kernels.py", "--device", "cpu", "--quick"]
     command += ["--json", str(folder / "rows.json"), "--picture", str(folder / "rows.svg")]
@@ -50,18 +50,18 @@ def rows(measured: tuple[Path, str]) -> list[dict[str, Any]]:
     return json.loads((measured[0] / "rows.json").read_text(encoding="utf-8"))
 
 
-def test_every_operation_has_its_row_with_all_keys(rows: list[dict[str, Any]]) -> None:
+def test_every_operation_has_a_row_with_all_keys(rows: list[dict[str, Any]]) -> None:
     assert [row["op"] for row in rows] == OPERATIONS
     for row in rows:
         assert set(KEYS) <= row.keys()
         assert (row["device"], row["commit"], row["compile_ms"]) == ("cpu", "cafe", None)
         assert row["rounds"] >= 3
-        assert row["peak_bytes"] is None or row["peak_bytes"] >= 0  # not every kernel tells
+        assert row["peak_bytes"] is None or row["peak_bytes"] >= 0  # not every Linux kernel reports it
         for key in ("floor_ms", "eager_ms", "ours_ms"):
             assert row[key] > 0, (row["op"], key)
 
 
-def test_results_are_right(rows: list[dict[str, Any]]) -> None:
+def test_results_are_correct(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         assert row["error"] <= (0.0 if row["op"] in EXACT else 1e-5), row["op"]
         assert not [note for note in row["notes"] if "wrong" in note or "failed" in note]
@@ -73,6 +73,32 @@ def test_the_table_fits_and_the_picture_shows_every_row(measured: tuple[Path, st
     picture = ElementTree.parse(folder / "rows.svg")
     texts = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert [text for text in texts if text in OPERATIONS] == OPERATIONS
+
+
+@pytest.mark.parametrize("dim", [128, 768])
+def test_infonce_on_a_gpu_is_compared_with_its_floor(kernels: ModuleType, dim: int) -> None:
+    row = {"op": "infonce", "shape": f"N=256 K=65,536 D={dim}", "device": "cuda", "floor_ms": 0.02, "ours_ms": 0.03}
+    row |= {"ratio": {"eager": 4.0}, "peak_bytes": 1e6, "smaller_peak_bytes": 1e6}
+    assert "1.50 times the floor (target at most 2)" in kernels.targets([row])
+
+
+def test_every_row_has_the_ceilings_of_its_run(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        assert row["ceilings"]["bytes_per_s"] > 0
+        assert row["ceilings"]["flop_per_s"]["fp32"] > 0
+
+
+def test_a_stopped_run_keeps_its_measured_rows(
+    kernels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kernels, "enqueue_case", stopping)
+    file = tmp_path / "rows.json"
+    with pytest.raises(KeyboardInterrupt):
+        kernels.main(["--device", "cpu", "--quick", "--seconds", "0.1", "--ops", "ema,enqueue", "--json", str(file)])
+    assert [row["op"] for row in json.loads(file.read_text(encoding="utf-8"))] == ["ema_"]
 
 
 def test_a_wrong_result_is_not_timed(
@@ -117,7 +143,7 @@ def test_an_unknown_operation_is_an_error(kernels: ModuleType, capsys: pytest.Ca
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_make_gpu_says_so() -> None:
+def test_make_gpu_without_a_gpu_is_an_error() -> None:
     done = subprocess.run(["make", "gpu", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
     assert f"make gpu: there is no CUDA device (torch {torch.__version__})" in done.stderr

@@ -1,4 +1,4 @@
-"""benchmarks/prepare.py measures speed and memory, and prepare's memory does not grow with the corpus."""
+"""benchmarks/prepare.py measures speed and memory; the memory of prepare does not grow with the corpus."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def measure(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return json.loads((folder / "rows.json").read_text(encoding="utf-8"))
 
 
-def test_rows(tmp_path: Path) -> None:
+def test_every_measurement_has_a_row(tmp_path: Path) -> None:
     speed, memory = measure(tmp_path, "--pairs", "500", "--rounds", "2", "--memory-pairs", "300")
     assert (speed["part"], speed["pairs"], speed["rounds"], len(speed["ratios"])) == ("speed", 500, 2, 2)
     assert speed["ratio"] == pytest.approx(sum(speed["ratios"]) / 2)
     assert (memory["part"], memory["pairs"]) == ("memory", 300)
-    assert memory["private_bytes"] > 50e6  # the interpreter and the libraries
+    assert memory["private_bytes"] > 50e6  # includes the interpreter and the libraries
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    """Three times as many pairs; by 100,000 all buffers are full (found: 307, 345, 364, 366, 366 MB at 10,000, 50,000,
-    100,000, 200,000, 400,000)."""
+    """Compares with a corpus three times as large. All buffers are full at 100,000 pairs (measured: 307, 345, 364, 366,
+    366 MB at 10,000, 50,000, 100,000, 200,000, 400,000)."""
     small, large = measure(tmp_path, "--pairs", "0", "--memory-pairs", "100000", "300000")
     assert large["store_bytes"] - small["store_bytes"] > 50e6
     assert large["private_bytes"] - small["private_bytes"] < 25e6

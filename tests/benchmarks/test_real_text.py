@@ -1,4 +1,4 @@
-"""benchmarks/real_text.py: what is trained on and what is scored are apart, and the whole job runs."""
+"""benchmarks/real_text.py: training and test text are disjoint, and the complete job runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ ROWS, TRAIN = 60, 40
 
 
 def load() -> ModuleType:
+    sys.path.insert(0, str(SCRIPT.parent))  # it imports measuring from its own folder
     spec = importlib.util.spec_from_file_location("real_text", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
+    sys.path.remove(str(SCRIPT.parent))
     return module
 
 
@@ -38,8 +40,8 @@ def sentence(code: str, number: int) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Rows come in threes with one premise; rows 57 to 59 repeat the premise and hypotheses of rows 0 to 2, and row 56
-    has the German (not the English) hypothesis of row 55."""
+    """Groups of three rows share a premise. Rows 57 to 59 repeat the premise and hypotheses of rows 0 to 2. Row 56 has
+    the German (not the English) hypothesis of row 55."""
     folder = tmp_path / "data"
     (folder / "nli").mkdir(parents=True)
     (folder / "tatoeba").mkdir()
@@ -57,7 +59,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_split_keeps_training_sentences_out_of_the_held_out_pairs(data: Path) -> None:
+def test_held_out_pairs_contain_no_training_sentences(data: Path) -> None:
     nli, _ = real_text.find_data(data)
     splits = real_text.split_all(nli, TRAIN)
     assert list(splits) == ["de", "zh"]
@@ -65,7 +67,7 @@ def test_split_keeps_training_sentences_out_of_the_held_out_pairs(data: Path) ->
         # 40 rows: 14 premises and 40 hypotheses.
         assert (len(split.train), split.repeated) == (54, 26)
         assert split.train[:3] == [(sentence("en", n), sentence(code, n)) for n in (0, 1000, 1001)]
-        # 20 rows: premises 13 (known), 14 … 18 and again 0; hypotheses 40 … 56 and again 0 … 2.
+        # 20 rows: premises 13 (known), 14 … 18 and 0 again; hypotheses 40 … 56 and 0 … 2 again.
         hypotheses = 16 if code == "de" else 17
         assert (len(split.held_out), split.known) == (5 + hypotheses, 40 - 5 - hypotheses)
         for side in (0, 1):
@@ -86,7 +88,7 @@ def test_split_keeps_the_first_candidates() -> None:
     assert (split.repeated, split.known) == (0, 0)
 
 
-def test_tatoeba_sets_go_by_our_language_codes(data: Path) -> None:
+def test_tatoeba_sets_are_named_by_our_language_codes(data: Path) -> None:
     _, tatoeba = real_text.find_data(data)
     folder = data / "tatoeba"
     assert tatoeba == {
@@ -122,7 +124,7 @@ def append(path: str, text: str) -> Callable[[Path], object]:
         (append("nli/multinli.zh.tsv", "a\t\tc\n"), "multinli.zh.tsv:62: found 'a\\t\\tc'"),
     ],
 )
-def test_unusable_data_is_one_line(
+def test_unusable_data_is_a_one_line_error(
     spoil: Callable[[Path], object], message: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(data)
@@ -134,7 +136,7 @@ def test_unusable_data_is_one_line(
     assert not out.exists()
 
 
-def test_existing_output_and_too_few_rows_are_errors(
+def test_an_existing_output_and_too_few_rows_are_errors(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert real_text.main([str(data), "--out", str(data)]) == 2
@@ -144,7 +146,7 @@ def test_existing_output_and_too_few_rows_are_errors(
 
 
 @pytest.mark.slow
-def test_whole_job(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_complete_job_runs(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, out = tmp_path / "config.json", tmp_path / "out"
     config.write_text(json.dumps({"train_batch_size": 16, "gradient_clipping": 1.0}), encoding="utf-8")
     sizes = {"rows": TRAIN, "vocab-size": 300, "layers": 1, "hidden": 32, "steps": 3, "deepspeed_config": config}

@@ -1,6 +1,7 @@
-"""What ptxas said of every kernel when it was built: registers, static shared memory, spills.
+r"""The resources that ptxas reports for every kernel: registers, static shared memory, spills.
 
-``python -m tests.csrc.resources`` writes the table that the tests hold the build to, after a look at what changed.
+``python -m tests.csrc.resources`` writes the table that the tests compare the build with. Review the differences before
+you commit it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one kernel on one architecture: registers a thread, bytes of static shared memory, of stack, of spills."""
+    """Resources of one kernel on one architecture: registers per thread, bytes of static shared memory, of stack, of
+    spills."""
 
     registers: int
     shared: int
@@ -32,13 +34,13 @@ class Resources:
 
 
 def demangled(names: list[str]) -> list[str]:
-    """Readable names, without parameters."""
+    """Returns readable names, without parameters."""
     lines = subprocess.run(["c++filt", "-p", *names], capture_output=True, text=True, check=True).stdout.splitlines()
     return [line.removeprefix("void ") for line in lines]
 
 
 def parse(log: str) -> dict[tuple[str, str], Resources]:
-    """(mangled kernel, architecture) → resources, from the output of ``ptxas -v``."""
+    """Returns (mangled kernel, architecture) → resources, from the output of ``ptxas -v``."""
     found, entry, frame = {}, None, (0, 0)
     for line in log.splitlines():
         if match := ENTRY.search(line):
@@ -52,16 +54,17 @@ def parse(log: str) -> dict[tuple[str, str], Resources]:
 
 
 def built() -> dict[tuple[str, str], Resources]:
-    """(kernel, architecture) → resources of the last build."""
+    """Returns (kernel, architecture) → resources of the last build."""
     found: dict[tuple[str, str], Resources] = {}
-    for log in sorted(LOGS.glob("*.cu.o.log")):
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):  # a log may belong to a deleted source
+        log = LOGS / f"{source.name}.o.log"
         found |= parse(log.read_text())
     names = demangled([mangled for mangled, _ in found])
     return {(name, arch): use for name, ((_, arch), use) in zip(names, found.items(), strict=True)}
 
 
 def table() -> dict[tuple[str, str], Resources]:
-    """The checked-in table."""
+    """Returns the checked-in table."""
     rows = [line.split("\t") for line in TABLE.read_text().splitlines()[1:]]
     return {(name, arch): Resources(*map(int, numbers)) for name, arch, *numbers in rows}
 

@@ -1,4 +1,4 @@
-"""What setup.py builds, where it can and where it cannot."""
+"""What setup.py builds with and without a compiler, torch and CUDA."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build(tmp_path, **environment) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
-def test_without_a_compiler_it_says_so_and_succeeds(tmp_path):
+def test_a_build_without_a_compiler_prints_a_note_and_succeeds(tmp_path):
     done = build(tmp_path, PATH=str(tmp_path), CXX="")
     assert done.returncode == 0, done.stderr
     assert "not built: no C++ compiler" in done.stdout
@@ -37,7 +37,7 @@ def test_without_a_compiler_it_says_so_and_succeeds(tmp_path):
         ({"PPA_FAST_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "hopper"}, "TORCH_CUDA_ARCH_LIST: found 'hopper'"),
     ],
 )
-def test_a_wish_that_cannot_be_met_is_an_error(tmp_path, environment, message):
+def test_an_impossible_request_is_an_error(tmp_path, environment, message):
     if "hopper" in environment.values() and not CUDA.exists():
         pytest.skip("no nvcc")
     done = build(tmp_path, **environment)
@@ -46,8 +46,8 @@ def test_a_wish_that_cannot_be_met_is_an_error(tmp_path, environment, message):
 
 
 @needs_cuda_library
-def test_the_cuda_library_loads_without_cuda_and_finds_torchs_stream_where_there_is_one(tmp_path):
-    """libtorch_cuda.so is loaded privately by a CUDA build of torch; a stub of that name stands for it here."""
+def test_the_cuda_library_loads_without_cuda_and_finds_torchs_stream_if_present(tmp_path):
+    """A CUDA build of torch loads libtorch_cuda.so privately. A stub of that name replaces it here."""
     stub = tmp_path / "libtorch_cuda.so"
     source = "extern int aoti_torch_get_current_cuda_stream(int d, void** s) { *s = 0; return d; }"
     command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(stub), "-Wl,-soname,libtorch_cuda.so"]
@@ -70,8 +70,8 @@ torch.ops.load_library({str(CUDA)!r})
 
 
 @pytest.mark.parametrize("path", [path for path in library.LIBRARIES.values() if path.exists()], ids=lambda p: p.name)
-def test_the_libraries_need_torchs_stable_interface_only(path):
-    """So that they load in another torch: nothing of c10, ATen or libtorch_cuda by its C++ name."""
+def test_the_libraries_use_only_torchs_stable_interface(path):
+    """They use no C++ symbol of c10, ATen or libtorch_cuda, so that they load with other versions of torch."""
     if shutil.which("nm") is None:
         pytest.skip("no nm")
     listed = subprocess.run(["nm", "-D", "--undefined-only", str(path)], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Registers, shared memory and spills of every kernel, against the checked-in table."""
+"""Registers, shared memory and spills of every kernel, compared with the checked-in table."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ptxas info    : Used 40 registers, used 1 barriers, 1056 bytes smem, 3432 bytes 
 """
 
 
-def test_the_log_is_read():
+def test_the_ptxas_log_is_parsed():
     entry = ("_ZN3ppa4cuda10ema_kernelENS0_10EmaTensorsE", "sm_90")
     assert resources.parse(LOG) == {entry: resources.Resources(40, 1056, 8, 16)}
 
 
 @pytest.mark.skipif(not resources.available(), reason="the CUDA library was not built here (no nvcc)")
-def test_every_kernel_keeps_to_the_table():
+def test_every_kernel_matches_the_table():
     built, table = resources.built(), resources.table()
     architectures = {arch for _, arch in built}
     expected = {key: use for key, use in table.items() if key[1] in architectures}

@@ -1,4 +1,4 @@
-"""The SIMT harness runs right kernels right and exposes planted faults; csrc/testing/selftest.cu has the kernels."""
+"""The SIMT harness runs correct kernels correctly and detects deliberate faults in the kernels of selftest.cu."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 FLAGS = ["-std=c++20", "-g1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-FLAGS += ["-O1", "-DPPA_SIMT", f"-I{CSRC / 'include'}", f"-I{CSRC}"]
+SIMT = Path(__file__).parent / "simt"
+FLAGS += ["-O1", "-DPPA_SIMT", f"-I{CSRC / 'include'}", f"-I{CSRC}", f"-I{SIMT.parent}"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 ORDERS = ["forward", "reverse", "shuffle:1"]
 
-# A planted fault that shows in the results, or in what the harness says before it aborts.
+# Deliberate faults that show in the results, or in the message before the harness aborts.
 WRONG_RESULT = ["barrier", "warp_barrier", "reuse", "copies"]
 ABORTS = {
     "overrun_global": "AddressSanitizer: heap-buffer-overflow",
     "overrun_dynamic_shared": "AddressSanitizer: heap-buffer-overflow",
-    "overrun_static_shared": "",  # the compiler knows the array: either sanitizer may be the first
+    "overrun_static_shared": "",  # the compiler knows the array size, so either sanitizer may report first
     "divergent_barrier": "deadlock",
     "divergent_shuffle": "deadlock",
     "exited_lane": "deadlock",
@@ -33,7 +34,7 @@ ABORTS = {
 }
 FAULTLESS = ["sums", "exchange", "products", "in_flight", "atomics", "poison", "built_ins", "limits"]
 
-# As the operations do, the kernels run in a library that Python loads. The second thread has another stack.
+# The kernels run in a library that Python loads, as the operations do. The second thread has another stack.
 RUNNER = """
 import ctypes, sys, threading
 library = ctypes.CDLL(sys.argv[1])
@@ -49,14 +50,14 @@ if sys.argv[2] == "right":
 
 
 def build(library: Path, flags: Sequence[str]) -> Path:
-    sources = [str(CSRC / "testing" / name) for name in ("selftest.cu", "simt.cpp")]
+    sources = [str(SIMT / name) for name in ("selftest.cu", "simt.cpp")]
     subprocess.run(["g++", *FLAGS, *flags, "-x", "c++", *sources, "-o", str(library)], check=True)
     return library
 
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library under the sanitizers."""
+    """The library with sanitizers."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     folder = tmp_path_factory.mktemp("simt")
@@ -68,7 +69,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def portable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library with the switch of context that other processors than x86-64 use; no sanitizers."""
+    """The library with the context switch for processors other than x86-64, without sanitizers."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     return build(tmp_path_factory.mktemp("portable") / "portable.so", ["-DPPA_SIMT_UCONTEXT"])
@@ -96,27 +97,27 @@ def run(
 
 
 def wrong_results(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
-    """How many of each case's results are wrong."""
+    """Returns the number of wrong results of each case."""
     assert done.returncode == 0, done.stderr
     return {name: int(count) for name, count in (line.rsplit(maxsplit=1) for line in done.stdout.splitlines())}
 
 
 @pytest.mark.parametrize("order", [*ORDERS, "shuffle:2"])
-def test_right_kernels_give_right_results(checked: Path, order: str) -> None:
+def test_correct_kernels_give_correct_results(checked: Path, order: str) -> None:
     cases = [*FAULTLESS, *WRONG_RESULT, *ABORTS]
     done = run(checked, cases, order=order)
     assert wrong_results(done) == dict.fromkeys(cases, 0), done.stderr
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_right_kernels_give_right_results_with_the_portable_switch(portable: Path, order: str) -> None:
+def test_correct_kernels_give_correct_results_with_the_portable_switch(portable: Path, order: str) -> None:
     cases = [*FAULTLESS, *WRONG_RESULT, *ABORTS]
     done = run(portable, cases, order=order)
     assert wrong_results(done) == dict.fromkeys(cases, 0), done.stderr
 
 
 @pytest.mark.parametrize("case", WRONG_RESULT)
-def test_a_missing_synchronisation_shows_in_the_results(checked: Path, case: str) -> None:
+def test_a_missing_synchronisation_changes_the_results(checked: Path, case: str) -> None:
     counts = {order: wrong_results(run(checked, [case], faulty=True, order=order))[case] for order in ORDERS}
     assert any(count > 0 for count in counts.values()), counts
 
@@ -143,7 +144,7 @@ def test_a_deadlock_names_the_threads_and_where_they_wait(checked: Path) -> None
     assert "thread (0, 0, 0) and 55 more: exited" in message
 
 
-def test_the_order_is_the_one_asked_for(checked: Path) -> None:
+def test_threads_run_in_the_requested_order(checked: Path) -> None:
     def order(name: str) -> list[int]:
         return [int(word) for word in run(checked, ["order"], order=name).stdout.splitlines()[0].split()]
 
@@ -158,7 +159,7 @@ def test_the_order_is_the_one_asked_for(checked: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["sideways", "shuffle:", "shuffle:x"])
-def test_an_unknown_order_is_refused(checked: Path, order: str) -> None:
+def test_an_unknown_order_is_an_error(checked: Path, order: str) -> None:
     done = run(checked, ["poison"], order=order)
     assert wrong_results(done)["poison"] > 0
     assert "PPA_SIMT_ORDER must be forward, reverse or shuffle:<seed>" in done.stderr
@@ -172,8 +173,8 @@ def test_the_trace_names_each_kernel_once(checked: Path, tmp_path: Path) -> None
     assert trace.read_text().splitlines() == names
 
 
-def test_a_stripped_library_is_refused(checked: Path, tmp_path: Path) -> None:
-    """Its static shared memory could not be found, and would go unpoisoned."""
+def test_a_stripped_library_is_an_error(checked: Path, tmp_path: Path) -> None:
+    """Without symbols the harness cannot find static shared memory, and would not fill it with ones."""
     if shutil.which("strip") is None:
         pytest.skip("strip is not installed")
     stripped = tmp_path / "stripped.so"

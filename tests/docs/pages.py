@@ -1,17 +1,15 @@
-"""The pages whose commands are executed, and the rule by which.
+"""The pages whose commands the tests execute, and the rules for their code blocks.
 
-A fenced block is executed unless its info string says otherwise, in a scratch folder with toy inputs (``scratch.py``):
+A fenced block is executed in a scratch folder with toy inputs (``scratch.py``), unless its info string changes that::
 
-    ```sh              by bash, in the page's folder, after the blocks before it
-    ```sh fresh        the same in a folder of its own
-    ```sh parse        not executed, since it needs a GPU, a cluster, a network or much time; parsed
-    ```python …        likewise; ``parse`` compiles
+    ```sh          executed by bash, in the folder of the page, after the blocks before it
+    ```sh fresh    executed in a folder of its own
+    ```sh parse    only parsed, because it needs a GPU, a cluster, a network or much time
+    ```python      executed in the same way; ``parse`` compiles it only
 
-``make`` is always a dry run: the tests are run by it.
-
-Every shell block, executed or not, is also parsed: bash runs it with stand-ins for the programs, which note their
-arguments, and those go through the programs' own parsers (``parsing.py``). So a flag that does not exist is found in
-seconds.
+``make`` is always a dry run, because it runs the tests. Every shell block is also parsed: bash runs it with stand-ins
+for the programs, which record their arguments, and the programs' own parsers (``parsing.py``) parse these. A flag that
+does not exist is therefore found in seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ WORDS = {"parse", "fresh"}
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it begins, its language, the other words of its info string, its text."""
+    """A fenced block: its first line, its language, the other words of its info string, and its text."""
 
     where: str
     language: str
@@ -40,7 +38,7 @@ def pages() -> list[Path]:
 
 
 def fences(text: str, name: str) -> list[Block]:
-    """All fenced blocks of a page, in order."""
+    """Returns all fenced blocks of a page, in order."""
     found, inside = [], None
     for number, line in enumerate(text.splitlines(), 1):
         if not line.startswith("```"):
@@ -58,7 +56,7 @@ def fences(text: str, name: str) -> list[Block]:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of commands and of Python code."""
+    """Returns the blocks of commands and of Python code."""
     found = [block for block in fences(page.read_text(encoding="utf-8"), page.name) if block.language in LANGUAGES]
     for block in found:
         assert block.words <= WORDS, f"{block.where}: found {sorted(block.words)}, expected some of {sorted(WORDS)}"
@@ -66,5 +64,5 @@ def blocks(page: Path) -> list[Block]:
 
 
 def prose(page: Path) -> str:
-    """The text of a page without its fenced blocks."""
+    """Returns the text of a page without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""Parses a shell block without executing what it says: bash does the quoting, the programs' own parsers the rest."""
+"""Parses a shell block without executing it: bash handles the quoting, and the programs' own parsers the arguments."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from typing import Any
 
 import pytest
 
-from ppa_fast import cli, settings
+from ppa_fast import cli
 from ppa_fast.errors import UserError
+from ppa_fast.settings import Settings, from_arguments
 from tests.docs.pages import ROOT, Block
 from tests.docs.scratch import run, write_programs
 
 NOTE = 'printf "%s\\0" "${0##*/}" "$@" > "$(mktemp "$NOTES/XXXXXXXX")"'
 PARSED = ("ppa-fast", "deepspeed", "python", "python3", "make")
-FOREIGN = ("pip", "scontrol", "scancel", "sbatch", "squeue", "ssh", "git")  # known, but not ours to parse
+FOREIGN = ("pip", "scontrol", "scancel", "sbatch", "squeue", "ssh", "git")  # known programs without a parser of ours
 STAND_INS = dict.fromkeys((*PARSED, *FOREIGN), NOTE) | {"srun": 'exec "$@"'}
-# Bash calls it for a program that it does not find.
+# Bash calls this function for a program that it does not find.
 MISSING = 'command_not_found_handle() { printf "%s\\0" "no such program:" "$@" > "$(mktemp "$NOTES/XXXXXXXX")"; }\n'
 MISSING += "export -f command_not_found_handle\n"
 
 
 class Parsed(BaseException):
-    """Ends a program where its parser has understood the command line."""
+    """Stops a program after its parser has accepted the command line."""
 
 
 def noted_commands(text: str, folder: Path) -> list[list[str]]:
-    """The words of the commands that bash finds in a block, run in ``folder`` with stand-ins for the programs."""
+    """Returns the words of the commands that bash finds in a block. Runs it in ``folder`` with stand-ins for the
+    programs."""
     syntax = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
     assert not syntax.stderr, syntax.stderr
     programs, notes = folder.with_name(f"{folder.name}.programs"), folder.with_name(f"{folder.name}.notes")
@@ -49,7 +51,7 @@ def noted_commands(text: str, folder: Path) -> list[list[str]]:
 
 
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raises AssertionError for a command that its program would refuse to begin."""
+    """Raises AssertionError for a command that its program would refuse."""
     program, *arguments = words
     assert program != "no such program:", " ".join(words)
     for word in arguments:
@@ -61,23 +63,23 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         )
         assert done.returncode == 0, done.stderr
     elif program in PARSED:
-        options = _understood(program, arguments, monkeypatch)
+        options = _parse_arguments(program, arguments, monkeypatch)
         if hasattr(options, "deepspeed_config"):
             try:
-                settings.from_arguments(options)
+                from_arguments(Settings, options)
             except UserError as error:
                 raise AssertionError(f"{' '.join(words)}: {error}") from error
 
 
-def _understood(program: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What the program's parser makes of its arguments; of ``deepspeed``, what the script's does."""
+def _parse_arguments(program: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Returns the result of the program's parser; for ``deepspeed``, the result of the script's parser."""
     if program == "deepspeed":
-        options = _stopped(lambda: _launcher()(arguments), monkeypatch)
+        options = _run_until_parsed(lambda: _launcher()(arguments), monkeypatch)
         words = [options.user_script, *options.user_args]
         program, *arguments = words if options.no_python else ["python", *words]
-        return _understood(program, arguments, monkeypatch)
+        return _parse_arguments(program, arguments, monkeypatch)
     if program == "ppa-fast":
-        return _stopped(lambda: cli.main(arguments), monkeypatch)
+        return _run_until_parsed(lambda: cli.main(arguments), monkeypatch)
     if arguments[0] == "-c":
         return compile(arguments[1], "-c", "exec")
     module = arguments[0] == "-m"
@@ -87,8 +89,8 @@ def _understood(program: str, arguments: list[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "argv", [name, *given])
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     if module:
-        return _stopped(lambda: runpy.run_module(name, run_name="__main__"), monkeypatch)
-    return _stopped(lambda: runpy.run_path(str(ROOT / name), run_name="__main__"), monkeypatch)
+        return _run_until_parsed(lambda: runpy.run_module(name, run_name="__main__"), monkeypatch)
+    return _run_until_parsed(lambda: runpy.run_path(str(ROOT / name), run_name="__main__"), monkeypatch)
 
 
 def _launcher() -> Any:
@@ -97,7 +99,7 @@ def _launcher() -> Any:
     return runner.main
 
 
-def _stopped(program: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def _run_until_parsed(program: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     parse_args = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
@@ -119,7 +121,7 @@ def _stopped(program: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def parse_block(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raises AssertionError, naming the block, for one that is not sound."""
+    """Raises AssertionError, which names the block, for an invalid block."""
     try:
         if block.language == "python":
             compile(block.text, block.where, "exec")

@@ -1,6 +1,6 @@
-"""The folder in which the pages' commands run: toy inputs under the names that the pages use.
+r"""The folder in which the pages' commands run: toy inputs under the names that the pages use.
 
-Names of the hub are folders here: what a command calls bert-base-multilingual-cased is a BERT of two layers.
+Models of the Hub are folders here: bert-base-multilingual-cased is a BERT with two layers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import XLMRobertaTokenizer
 
-from ppa_fast.data.wordpiece import train_wordpiece
+from ppa_fast.data.store.wordpiece import train_wordpiece
 from ppa_fast.model.initialise import init_model
 from tests.conftest import pseudo_text
 from tests.docs.pages import ROOT
@@ -27,11 +27,11 @@ PROGRAMS = {
     "deepspeed": 'exec "$PYTHON" -m deepspeed.launcher.runner --master_port 0 "$@"',  # any free port
     "make": f'exec "$(command -v -p make)" --dry-run --silent -C {ROOT} "$@"',
 }
-TIMEOUT = 600  # seconds of a block, which takes a few
+TIMEOUT = 600  # timeout per block in seconds; a block takes a few seconds
 
 
 def write_inputs(folder: Path) -> Path:
-    """Everything that the pages' commands read; returns ``folder``."""
+    """Writes everything that the pages' commands read; returns ``folder``."""
     folder.mkdir()
     for seed, (part, lines) in enumerate({"train": 400, "dev": 40, "test": 40}.items()):
         texts = {code: line[seed * 1000 : seed * 1000 + lines] for code, line in pseudo_text(7, 2040).items()}
@@ -50,7 +50,8 @@ def write_inputs(folder: Path) -> Path:
 
 
 def _write_tasks(folder: Path, part: str, texts: dict[str, list[str]]) -> None:
-    """Of each language an NLI and a topic file, row-parallel, a question answering file, and links and mined pairs."""
+    """Writes for each language a row-parallel NLI file, a topic file, a question answering file, and links and mined
+    pairs."""
     labels = ("entailment", "neutral", "contradictory")
     for code in ("en", "de"):
         rows = list(zip(texts[code], reversed(texts[code]), strict=True))
@@ -91,7 +92,7 @@ def _write_models(folder: Path) -> None:
 
 
 def write_programs(folder: Path, programs: dict[str, str]) -> Path:
-    """A folder for the PATH with a shell script for each of ``programs``; returns it."""
+    """Returns a folder for the PATH with a shell script for each of ``programs``."""
     folder.mkdir()
     for name, line in programs.items():
         (folder / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
@@ -100,7 +101,7 @@ def write_programs(folder: Path, programs: dict[str, str]) -> Path:
 
 
 def run(language: str, text: str, folder: Path, programs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Executes a block in ``folder``; standard error is in the output."""
+    """Executes a block in ``folder``; standard error is part of the output."""
     values = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHON": sys.executable}
     values |= {"PYTHONPATH": str(ROOT), **environment}
     script = programs / f"block.{language}"

@@ -1,4 +1,4 @@
-"""Every command and all code of README.md and docs/ runs as it is printed, or is parsed where it says so."""
+"""Every command and all code of README.md and docs/ runs as printed, or is parsed if the block says so."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_blocks_of_a_page_run(page: Path, inputs: Path, tmp_path: Path) -> N
     ],
     ids=lambda value: value.splitlines()[-1][:40],
 )
-def test_what_does_not_exist_is_found(
+def test_an_unknown_program_flag_or_file_is_found(
     text: str, reason: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(inputs, tmp_path / "page")
@@ -74,7 +74,7 @@ def test_what_does_not_exist_is_found(
         parse_block(Block("page.md:3", "sh", frozenset({"parse"}), text), folder, monkeypatch)
 
 
-def test_a_block_that_fails_on_the_way_has_failed(inputs: Path, tmp_path: Path) -> None:
+def test_a_block_with_a_failing_command_fails(inputs: Path, tmp_path: Path) -> None:
     programs = write_programs(tmp_path / "programs", PROGRAMS)
     folder = copied(inputs, tmp_path / "page")
     command = "ppa-fast prepare --pairs en-de:train.en,absent --tokenizer bert-base-multilingual-cased --out store"
@@ -84,7 +84,7 @@ def test_a_block_that_fails_on_the_way_has_failed(inputs: Path, tmp_path: Path) 
     assert "the end" not in done.stdout
 
 
-def test_fences() -> None:
+def test_fenced_blocks_are_found() -> None:
     text = "a\n```sh parse\nb\n```\n\n```\nc\n```\n```python\nd\ne\n```\n"
     assert fences(text, "page.md") == [
         Block("page.md:2", "sh", frozenset({"parse"}), "b\n"),

@@ -1,4 +1,4 @@
-"""Random models: sized for their tokenizer, equal for equal seeds, complete for every Auto class."""
+"""Random models: sized for their tokenizer, equal for equal seeds, loadable by every Auto class."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     ("family", "architecture", "positions", "types"),
     [("bert", "BertForMaskedLM", 40, 2), ("xlm-roberta", "XLMRobertaForMaskedLM", 41, 1)],
 )
-def test_folder_is_complete(
+def test_the_folder_is_complete(
     tmp_path: Path, tokenizer: str, family: str, architecture: str, positions: int, types: int
 ) -> None:
     init_model(tmp_path / "m", tokenizer, family, **SIZES)
@@ -38,14 +38,14 @@ def test_folder_is_complete(
     for auto in (AutoModel, AutoModelForMaskedLM):
         model, info = auto.from_pretrained(tmp_path / "m", output_loading_info=True)
         assert not info["missing_keys"], auto
-        # The last position can be used.
+        # The last position is usable.
         model(input_ids=torch.full((1, 40), 5), attention_mask=torch.ones(1, 40))
     loaded = AutoTokenizer.from_pretrained(tmp_path / "m")
     assert loaded("a b")["input_ids"] == [2, 5, 6, 3]
     assert loaded.model_max_length == 40
 
 
-def test_seed_names_the_weights_and_leaves_the_callers_generator_alone(tmp_path: Path, tokenizer: str) -> None:
+def test_the_seed_determines_the_weights_and_the_global_generator_is_unchanged(tmp_path: Path, tokenizer: str) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     init_model(tmp_path / "one", tokenizer, seed=1, **SIZES)
@@ -64,20 +64,20 @@ def test_seed_names_the_weights_and_leaves_the_callers_generator_alone(tmp_path:
     ("options", "message"),
     [
         ({"family": "gpt2"}, "family: found 'gpt2', expected one of bert, xlm-roberta"),
-        ({"heads": 5}, "heads: 5 heads do not divide a hidden size of 32"),
+        ({"heads": 5}, "heads: found 5, expected a divisor of hidden, 32"),
         ({"layers": 0}, "layers: found 0"),
         ({"heads": 0}, "heads: found 0"),
         ({"max_positions": 2}, "max_positions: found 2"),
         ({"dropout": 1.0}, "dropout: found 1.0"),
     ],
 )
-def test_bad_sizes(tmp_path: Path, tokenizer: str, options: dict, message: str) -> None:
+def test_invalid_sizes_are_an_error(tmp_path: Path, tokenizer: str, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         init_model(tmp_path / "m", tokenizer, **{**SIZES, **options})
     assert not (tmp_path / "m").exists()
 
 
-def test_bad_folders(tmp_path: Path, tokenizer: str) -> None:
+def test_invalid_folders_are_an_error(tmp_path: Path, tokenizer: str) -> None:
     with pytest.raises(UserError, match="no such folder"):
         init_model(tmp_path / "m", str(tmp_path / "absent"))
     (tmp_path / "broken").mkdir()

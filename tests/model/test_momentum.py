@@ -1,4 +1,4 @@
-"""The momentum encoder: a master in the optimizer's layout, a working copy in the training precision."""
+"""The momentum encoder: a master in the layout of the optimizer, a working copy in the training precision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from ppa_fast.model.alignment import AlignmentModel
 from ppa_fast.model.encoder import load_masked_lm
-from ppa_fast.model.momentum import MomentumEncoder
+from ppa_fast.model.momentum import MomentumEncoder, WorkingCopy
 
 
 class Flat:
@@ -21,6 +21,10 @@ class Flat:
         self.shapes = {name: p.shape for name, p in reversed(list(model.named_parameters()))}
         parameters = dict(model.named_parameters())
         self.tensors = [torch.cat([parameters[name].detach().flatten() for name in self.shapes])]
+
+    def working_copy(self, whole) -> WorkingCopy:
+        parts = [torch.empty_like(t, dtype=next(iter(whole.values())).dtype) for t in self.tensors]
+        return WorkingCopy(parts, lambda: self.copy_to(parts, whole))
 
     def copy_to(self, tensors, whole) -> None:
         (flat,) = tensors
@@ -43,7 +47,7 @@ def working_is_the_rounded_master(momentum) -> bool:
     return all(torch.equal(p, expected[name]) for name, p in momentum.model.named_parameters())
 
 
-def test_it_starts_equal_to_the_masters_and_apart_from_them(momentum):
+def test_it_starts_as_a_copy_of_the_masters(momentum):
     (master,), (source,) = momentum.tensors, momentum.masters.tensors
     assert torch.equal(master, source)
     assert working_is_the_rounded_master(momentum)
@@ -53,7 +57,7 @@ def test_it_starts_equal_to_the_masters_and_apart_from_them(momentum):
     assert not momentum.model.training
 
 
-def test_an_update_is_fmaf_of_the_masters_and_the_working_copy_follows(momentum):
+def test_an_update_is_fmaf_of_the_masters_and_updates_the_working_copy(momentum):
     fmaf = ctypes.CDLL(ctypes.util.find_library("m")).fmaf
     fmaf.restype, fmaf.argtypes = ctypes.c_float, [ctypes.c_float] * 3
     (master,), (source,) = momentum.tensors, momentum.masters.tensors
@@ -68,7 +72,7 @@ def test_an_update_is_fmaf_of_the_masters_and_the_working_copy_follows(momentum)
     assert not torch.equal(master, before)
 
 
-def test_a_refresh_restores_the_working_copy_after_another_use(momentum):
+def test_a_refresh_restores_the_working_copy(momentum):
     master = momentum.tensors[0].clone()
     with torch.no_grad():
         for parameter in momentum.model.parameters():

@@ -1,4 +1,4 @@
-"""The packed forward against the padded one: values, gradients, dropout, isolation of sequences."""
+"""The packed forward against the padded one: values, gradients, dropout, independence of sequences."""
 
 import copy
 import dataclasses
@@ -32,12 +32,13 @@ from ppa_fast.model.packed import (
     block_attention,
     compile_layers,
     flash_attention,
+    fuse_projections,
     has_flash,
     join,
     packed_hidden,
     pool_packed,
 )
-from ppa_fast.ops.assemble import Stream
+from ppa_fast.ops.assemble import PackedSequences
 from tests.model.sizes import SIZES
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -55,28 +56,33 @@ def config(request: pytest.FixtureRequest) -> PretrainedConfig:
     return copy.deepcopy(CONFIGS[request.param])
 
 
-def encoder_for(config: PretrainedConfig, attention: str = ATTENTION, **changes: float) -> Any:
+def encoder_for(config: PretrainedConfig, attention: str = ATTENTION, fused: bool = True, **changes: float) -> Any:
+    """``fused``: with our attention, one product computes query, key and value."""
     torch.manual_seed(0)
     config = copy.deepcopy(config)
     config.update(changes)
     encoder = AutoModel.from_config(config, attn_implementation=attention, dtype=torch.float32)
     for name, parameter in encoder.named_parameters():
-        if name.endswith("bias"):  # zero at first: an error in a bias would not show
+        if name.endswith("bias"):  # biases are zero at first, which would hide an error
             torch.nn.init.normal_(parameter, std=0.2)
+    if fused and attention == ATTENTION:
+        fuse_projections(encoder)
     return encoder
 
 
-def stream_of(lengths: Sequence[int], seed: int = 0) -> Stream:
-    """Random tokens, the padding id of each family among them: masking may draw it."""
+def stream_of(lengths: Sequence[int], seed: int = 0) -> PackedSequences:
+    """Random tokens, including the padding id of each family, which masking can insert."""
     generator = torch.Generator().manual_seed(seed)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     tokens = torch.randint(0, 60, (int(bounds[-1]),), generator=generator, dtype=torch.int32)
     positions = torch.cat([torch.arange(n, dtype=torch.int32) for n in lengths])
-    return Stream(tokens, torch.tensor(bounds, dtype=torch.int32), positions, np.array(lengths, dtype=np.int64))
+    return PackedSequences(
+        tokens, torch.tensor(bounds, dtype=torch.int32), positions, np.array(lengths, dtype=np.int64)
+    )
 
 
-def padded_hidden(encoder: PreTrainedModel, stream: Stream) -> Tensor:
-    """Hidden states [T, H] by a padded batch."""
+def padded_hidden(encoder: PreTrainedModel, stream: PackedSequences) -> Tensor:
+    """Hidden states [T, H] from a padded batch."""
     ids, mask = stream.padded(pad=0)
     first = 0 if encoder.config.model_type == "bert" else encoder.config.pad_token_id + 1
     positions = (torch.arange(ids.shape[1]) + first).expand_as(ids)
@@ -87,18 +93,19 @@ def gradients(encoder: PreTrainedModel, hidden: Tensor) -> dict[str, Tensor]:
     weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1)).to(hidden.dtype)
     encoder.zero_grad()
     (hidden * weights).sum().div(len(hidden)).backward()
-    # The pooler takes no part.
+    # The pooler is not used.
     return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("fused", [False, True], ids=["three products", "fused"])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_packed_is_padded(
-    config: PretrainedConfig, lengths: list[int], training: bool, dtype: torch.dtype, tolerance: float
+def test_packed_equals_padded(
+    config: PretrainedConfig, lengths: list[int], fused: bool, training: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     changes = NO_DROPOUT if training else {}
-    encoder = encoder_for(config, **changes).to(dtype).train(training)
+    encoder = encoder_for(config, fused=fused, **changes).to(dtype).train(training)
     plain = encoder_for(config, "sdpa", **changes).to(dtype).train(training)
     stream = stream_of(lengths)
     hidden, expected = packed_hidden(encoder, stream), padded_hidden(plain, stream)
@@ -113,7 +120,7 @@ def test_packed_is_padded(
             assert gradient.abs().max() > 100 * tolerance, name
 
 
-def test_no_sequence_sees_another(config: PretrainedConfig) -> None:
+def test_sequences_do_not_affect_each_other(config: PretrainedConfig) -> None:
     encoder = encoder_for(config).eval()
     stream = stream_of(MANY)
     before = packed_hidden(encoder, stream)
@@ -139,7 +146,7 @@ def test_order_of_sequences_does_not_matter(config: PretrainedConfig) -> None:
 
 
 @pytest.mark.parametrize("which", [*NO_DROPOUT])
-def test_dropout_is_random_and_follows_the_seed(config: PretrainedConfig, which: str) -> None:
+def test_dropout_is_random_and_depends_on_the_seed(config: PretrainedConfig, which: str) -> None:
     encoder = encoder_for(config, **{name: 0.3 if name == which else 0.0 for name in NO_DROPOUT})
     stream = stream_of(MANY)
     torch.manual_seed(5)
@@ -152,11 +159,11 @@ def test_dropout_is_random_and_follows_the_seed(config: PretrainedConfig, which:
     assert not torch.allclose(still, first, atol=1e-2)
 
 
-def test_attention_dropout_keeps_the_mean_and_drops_its_share() -> None:
+def test_attention_dropout_keeps_the_mean_and_drops_the_right_share() -> None:
     lengths = np.array([9, 30, 2])
     blocks = Blocks.of(lengths, torch.device("cpu"))
     torch.manual_seed(0)
-    # No preference among keys: an output is the share of probabilities kept, over (1 - p).
+    # All keys have equal weight, so an output is the share of kept probabilities, divided by (1 - p).
     query, key, value = torch.zeros(41, 2, 8), torch.randn(41, 2, 8), torch.ones(41, 2, 8)
     draws = torch.stack([block_attention(query, key, value, blocks, 0.25, 1.0) for _ in range(400)])[..., 0]
     for part, length in zip(draws.split(lengths.tolist(), 1), lengths.tolist(), strict=True):
@@ -166,7 +173,9 @@ def test_attention_dropout_keeps_the_mean_and_drops_its_share() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_changes_nothing(config: PretrainedConfig, dropout: float, reentrant: bool) -> None:
+def test_activation_checkpointing_does_not_change_results(
+    config: PretrainedConfig, dropout: float, reentrant: bool
+) -> None:
     encoder = encoder_for(config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout).train()
     stream = stream_of(MANY)
     results = []
@@ -181,7 +190,7 @@ def test_activation_checkpointing_changes_nothing(config: PretrainedConfig, drop
     assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
 
 
-def test_padded_calls_are_transformers_own(config: PretrainedConfig) -> None:
+def test_padded_calls_equal_transformers(config: PretrainedConfig) -> None:
     encoder, plain = encoder_for(config).eval(), encoder_for(config, "sdpa").eval()
     stream = stream_of(MANY)
     assert torch.equal(padded_hidden(encoder, stream), padded_hidden(plain, stream))
@@ -189,7 +198,7 @@ def test_padded_calls_are_transformers_own(config: PretrainedConfig) -> None:
     assert torch.equal(encoder(ids).last_hidden_state, plain(ids).last_hidden_state)
 
 
-def test_saved_copied_and_loaded(tmp_path: Path, config: PretrainedConfig) -> None:
+def test_saved_copied_and_loaded_encoders_give_equal_results(tmp_path: Path, config: PretrainedConfig) -> None:
     encoder = encoder_for(config, "sdpa").eval()
     encoder.set_attn_implementation(ATTENTION)
     stream = stream_of(MANY)
@@ -202,7 +211,20 @@ def test_saved_copied_and_loaded(tmp_path: Path, config: PretrainedConfig) -> No
     assert torch.equal(packed_hidden(loaded, stream), expected)
 
 
-def test_bf16_is_as_good_as_padded_bf16(config: PretrainedConfig) -> None:
+def test_fused_projections_use_the_modules_own_weights(config: PretrainedConfig) -> None:
+    """A copy, such as the momentum encoder, uses its own weights. Parameter names do not change."""
+    encoder, names = encoder_for(config).eval(), set(encoder_for(config, fused=False).state_dict())
+    assert set(encoder.state_dict()) == names
+    stream, copied = stream_of(MANY), copy.deepcopy(encoder)
+    before = packed_hidden(encoder, stream)
+    assert torch.equal(packed_hidden(copied, stream), before)
+    with torch.no_grad():
+        copied.encoder.layer[0].attention.self.value.weight.mul_(2)
+    assert not torch.equal(packed_hidden(copied, stream), before)
+    assert torch.equal(packed_hidden(encoder, stream), before)
+
+
+def test_packed_bf16_is_as_accurate_as_padded_bf16(config: PretrainedConfig) -> None:
     stream = stream_of(MANY)
     exact = padded_hidden(encoder_for(config, "sdpa").eval().double(), stream)
     half = packed_hidden(encoder_for(config).eval().bfloat16(), stream)
@@ -212,7 +234,7 @@ def test_bf16_is_as_good_as_padded_bf16(config: PretrainedConfig) -> None:
     assert (half - exact).abs().mean() <= 2 * (plain - exact).abs().mean() + 1e-5
 
 
-def test_join(config: PretrainedConfig) -> None:
+def test_join_concatenates_packed_sequences(config: PretrainedConfig) -> None:
     encoder = encoder_for(config).eval()
     parts = [MANY, [2], [9, 4, 30]]
     streams = [stream_of(lengths, seed) for seed, lengths in enumerate(parts)]
@@ -232,7 +254,7 @@ def test_join(config: PretrainedConfig) -> None:
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """Sentence vectors [S, H] of padded hidden states [S, L, H]."""
+    """Sentence vectors [S, H] from padded hidden states [S, L, H]."""
     if pooling == "cls":
         return hidden[:, 0]
     total = (hidden * mask.unsqueeze(-1)).sum(1, dtype=torch.float32)
@@ -241,7 +263,7 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_pool_packed_is_pool(pooling: str, dtype: torch.dtype) -> None:
+def test_pool_packed_equals_pool(pooling: str, dtype: torch.dtype) -> None:
     stream = stream_of(MANY)
     hidden = torch.randn(len(stream.tokens), 16, generator=torch.Generator().manual_seed(2)).to(dtype)
     padded = torch.zeros(len(MANY), max(MANY), 16, dtype=dtype)
@@ -250,7 +272,7 @@ def test_pool_packed_is_pool(pooling: str, dtype: torch.dtype) -> None:
     found = pool_packed(hidden.requires_grad_(), stream.cu_seqlens, pooling)
     expected = pool(padded.requires_grad_(), mask, pooling)
     assert found.dtype == dtype
-    tolerance = {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]  # sums in another order; a bf16 rounding
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]  # another order of additions; one bf16 rounding
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
     weights = torch.arange(expected.numel(), dtype=torch.float32).view_as(expected).to(dtype) / 100
     (wanted,) = torch.autograd.grad((expected * weights).sum(), padded)
@@ -265,13 +287,13 @@ def test_pool_packed_sums_in_fp32() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=40))
-def test_blocks_hold_each_token_once_with_little_padding(lengths: list[int]) -> None:
+def test_blocks_contain_each_token_once_with_little_padding(lengths: list[int]) -> None:
     stream = stream_of(lengths)
     blocks = Blocks.of(np.array(lengths), torch.device("cpu"))
     sequence = stream.sequence
     held = torch.full((sum(count * width for count, width in blocks.shapes),), -1)
     held[blocks.slots] = torch.arange(len(stream.tokens))
-    assert (held >= 0).sum() == len(stream.tokens)  # no two tokens in one row
+    assert (held >= 0).sum() == len(stream.tokens)  # no two tokens share a row
     seen, first = [], 0
     for (count, width), mask in zip(blocks.shapes, blocks.masks, strict=True):
         rows = held[first : first + count * width].view(count, width)
@@ -287,7 +309,7 @@ def test_blocks_hold_each_token_once_with_little_padding(lengths: list[int]) -> 
     assert sorted(seen) == list(range(len(lengths)))
 
 
-def test_refusals(config: PretrainedConfig) -> None:
+def test_invalid_arguments_are_an_error(config: PretrainedConfig) -> None:
     stream = stream_of(MANY)
     with pytest.raises(ValueError, match="encoder: found attention 'sdpa', expected 'ppa_fast_packed'"):
         packed_hidden(encoder_for(config, "sdpa"), stream)
@@ -315,7 +337,7 @@ class Calls(TorchDispatchMode):
 
 
 def test_flash_operator_takes_these_arguments_and_has_a_backward() -> None:
-    # On no device: shapes only.
+    # On the meta device: only shapes are computed.
     parts = [torch.empty(41, 4, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(3)]
     bounds = torch.empty(4, dtype=torch.int32, device="meta")
     with Calls() as calls:
@@ -328,7 +350,7 @@ def test_flash_operator_takes_these_arguments_and_has_a_backward() -> None:
     assert all(gradient.shape == (41, 4, 8) for gradient in torch.autograd.grad(output.sum(), parts))
 
 
-def test_flash_is_for_half_precision_on_cuda() -> None:
+def test_flash_needs_half_precision_on_cuda() -> None:
     assert not has_flash(torch.device("cpu"), torch.bfloat16, 64)
     assert not has_flash(torch.device("cuda"), torch.float32, 64)
     assert not has_flash(torch.device("cuda"), torch.bfloat16, 60)
@@ -337,7 +359,7 @@ def test_flash_is_for_half_precision_on_cuda() -> None:
 
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
 def test_with_flash_the_encoder_compiles_to_one_graph_for_all_lengths(family: str) -> None:
-    # On no device: a break in the graph or a second compilation raises.
+    # On the meta device. A graph break or a second compilation raises an error.
     encoder = encoder_for(CONFIGS[family], num_hidden_layers=1).bfloat16().to("meta").train()
     torch._dynamo.reset()
     encoder.compile(backend="aot_eager", fullgraph=True, dynamic=True)
@@ -350,7 +372,7 @@ def test_with_flash_the_encoder_compiles_to_one_graph_for_all_lengths(family: st
             output.last_hidden_state.sum().backward()
 
 
-def test_without_flash_compiled_layers_serve_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_flash_compiled_layers_accept_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     compile = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile(self, backend="eager", **how))
     encoder, compiled = (encoder_for(CONFIGS["bert"], num_hidden_layers=1).eval() for _ in range(2))
@@ -400,10 +422,12 @@ def test_flash_on_a_gpu(dtype: torch.dtype) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def test_packed_with_flash_is_as_good_as_padded(config: PretrainedConfig, dtype: torch.dtype, compiled: bool) -> None:
-    # Heads of 8; in training mode, without dropout; values and gradients of every weight.
+def test_packed_with_flash_is_as_accurate_as_padded(
+    config: PretrainedConfig, dtype: torch.dtype, compiled: bool
+) -> None:
+    # Heads of width 8, in training mode without dropout: values, and gradients of every weight.
     stream = stream_of(MANY)
-    there = Stream(stream.tokens.cuda(), stream.cu_seqlens.cuda(), stream.positions.cuda(), stream.lengths)
+    there = PackedSequences(stream.tokens.cuda(), stream.cu_seqlens.cuda(), stream.positions.cuda(), stream.lengths)
     exact, plain = (encoder_for(config, "sdpa", **NO_DROPOUT).train() for _ in range(2))
     ours = encoder_for(config, **NO_DROPOUT).train().to("cuda", dtype)
     if compiled:
@@ -425,10 +449,10 @@ def test_packed_with_flash_is_as_good_as_padded(config: PretrainedConfig, dtype:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_packed_forward_never_waits_for_the_gpu(config: PretrainedConfig, dtype: torch.dtype) -> None:
+def test_the_packed_forward_never_synchronises(config: PretrainedConfig, dtype: torch.dtype) -> None:
     encoder = encoder_for(config).to("cuda", dtype).train()
     host = stream_of(MANY)
-    stream = Stream(host.tokens.cuda(), host.cu_seqlens.cuda(), host.positions.cuda(), host.lengths)
+    stream = PackedSequences(host.tokens.cuda(), host.cu_seqlens.cuda(), host.positions.cuda(), host.lengths)
     packed_hidden(encoder, stream).sum().backward()
     torch.cuda.set_sync_debug_mode("error")
     try:

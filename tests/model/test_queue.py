@@ -1,4 +1,4 @@
-"""The queue of keys against a plain Python list."""
+"""The queue of keys against a Python list."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from ppa_fast.model.queue import KeyQueue
 
 
 def keys(first, count):
-    """Recognisable rows: [i, -i]."""
+    """Recognisable rows [i, -i]."""
     i = torch.arange(first, first + count, dtype=torch.float32)
     return torch.stack([i, -i], dim=1)
 
@@ -19,7 +19,7 @@ def test_live_rows_are_the_last_k_keys_in_order_at_every_wrap(size, batch):
         new = keys(1 + step * batch, batch)
         order = torch.randperm(batch, generator=torch.Generator().manual_seed(step))
         half = batch // 2
-        for part in (order[:half], order[half:]):  # micro-batches, in any order
+        for part in (order[:half], order[half:]):  # the micro-batches are enqueued in any order
             queue.enqueue(new[part], 100 + new[part, 0].long(), part)
         before, _ = queue.content()
         assert before[:, 0].tolist() == everything[-size:]  # pending rows are not read
@@ -45,23 +45,23 @@ def test_fill_then_content_is_the_identity_and_keeps_the_newest():
     assert queue.content()[0][:, 0].tolist() == [8, 9, 10, 11, 12, 13]
 
 
-def test_a_restored_queue_goes_on_like_the_original():
+def test_a_restored_queue_continues_like_the_original():
     one, other = KeyQueue(6, 4, 2), KeyQueue(6, 4, 2)
     for step in range(3):
         one.enqueue(keys(step * 4, 4), torch.arange(4), torch.arange(4))
         one.commit(4)
     other.fill(*one.content(), one.cursor)
     assert torch.equal(one.live, other.live)
-    assert torch.equal(one.vectors[one.live], other.vectors[other.live])  # every key in its old row
+    assert torch.equal(one.vectors[one.live], other.vectors[other.live])  # every key keeps its row
     for queue in (one, other):
         queue.enqueue(keys(50, 4), torch.arange(4), torch.arange(4))
         queue.commit(4)
     assert torch.equal(one.content()[0], other.content()[0])
 
 
-def test_keys_are_held_in_the_type_that_was_asked_for():
+def test_keys_are_stored_in_the_requested_type():
     queue = KeyQueue(6, 4, 2, dtype=torch.bfloat16)
-    odd = keys(1, 4) + 1 / 512  # no bf16 numbers
+    odd = keys(1, 4) + 1 / 512  # not representable in bf16
     queue.fill(odd, torch.arange(4))
     assert queue.vectors.dtype == torch.bfloat16
     assert torch.equal(queue.content()[0], odd.bfloat16().float())
@@ -70,7 +70,7 @@ def test_keys_are_held_in_the_type_that_was_asked_for():
     assert torch.equal(queue.content()[0], torch.cat([odd, odd])[-6:].bfloat16().float())
 
 
-def test_keys_that_are_not_finite_never_enter():
+def test_non_finite_keys_are_not_enqueued():
     queue, new = KeyQueue(6, 4, 2), keys(1, 4)
     new[2, 1] = torch.nan
     with pytest.raises(ValueError, match="keys: found elements that are not finite"):
@@ -81,6 +81,6 @@ def test_keys_that_are_not_finite_never_enter():
     assert queue.vectors.isfinite().all()
 
 
-def test_a_queue_has_rows():
+def test_a_queue_without_rows_is_an_error():
     with pytest.raises(ValueError, match="size: found 0, expected at least 1"):
         KeyQueue(0, 4, 2)

@@ -1,4 +1,4 @@
-"""Sentence and token vectors against a plain loop over sentences, packed and padded."""
+"""Sentence and token vectors against a loop over sentences, packed and padded."""
 
 import copy
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from ppa_fast.data.encode import SpecialIds
+from ppa_fast.data.store.tokenize import SpecialIds
 from ppa_fast.errors import UserError
 from ppa_fast.model import vectors
 from ppa_fast.model.encoder import max_sequence
@@ -43,13 +43,13 @@ def special_of(encoder: PreTrainedModel) -> SpecialIds:
 
 
 def rows_for(encoder: PreTrainedModel) -> list[list[int]]:
-    """XLM-R's longest sentence is shorter: its positions start behind the padding id."""
+    """XLM-R's maximum sentence is shorter, because its positions start after the padding id."""
     return [row[: max_sequence(encoder.config) - 2] for row in ROWS]
 
 
 @torch.no_grad()
 def one_by_one(encoder: PreTrainedModel, layer: int | None, rows: list[list[int]]) -> list[torch.Tensor]:
-    """Each sentence's hidden states, the special tokens' among them."""
+    """The hidden states of each sentence, including special tokens."""
     special, hidden = special_of(encoder), []
     for row in rows:
         output = encoder(input_ids=torch.tensor([[special.cls, *row, special.sep]]), output_hidden_states=True)
@@ -76,7 +76,7 @@ def test_vectors_equal_a_loop(family: str, attention: str, layer: int | None) ->
     assert not torch.allclose(expected["mean"][0], expected["mean"][3], atol=1e-2)
 
 
-def test_packed_runs_without_padding_and_padded_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_attention_runs_without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, ...]] = []
 
     def watch(module: Any, arguments: Any, options: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ def test_packed_runs_without_padding_and_padded_only_where_it_must(monkeypatch: 
     assert read == [(1, sum(len(row) + 2 for row in ROWS)), (len(ROWS), 40)]
 
 
-def test_other_architectures_are_padded() -> None:
+def test_other_architectures_use_the_padded_forward() -> None:
     config = DistilBertConfig(vocab_size=60, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=40)
     encoder = AutoModel.from_config(config).eval()
     found = sentence_vectors(encoder, ROWS, BERT, "mean", layer=1)
@@ -98,18 +98,18 @@ def test_other_architectures_are_padded() -> None:
     torch.testing.assert_close(found[3], wanted[0].mean(0), atol=1e-5, rtol=0)
 
 
-def test_longest_sentences_first_and_no_batch_above_its_tokens() -> None:
+def test_batches_start_with_the_longest_sentences_and_respect_the_token_limit() -> None:
     lengths = [len(row) + 2 for row in ROWS]
     for budget in (1, 50, 100, 16384):
-        batches = list(vectors._batches(lengths, budget))
+        batches = list(vectors.length_batches(lengths, budget))
         order = [row for batch in batches for row in batch]
         assert sorted(order) == list(range(len(ROWS)))
         assert [lengths[row] for row in order] == sorted(lengths, reverse=True)
         assert all(len(batch) == 1 or len(batch) * lengths[batch[0]] <= budget for batch in batches)
-    assert len(list(vectors._batches(lengths, 16384))) == 1
+    assert len(list(vectors.length_batches(lengths, 16384))) == 1
 
 
-def test_dropout_is_off_and_every_mode_restored() -> None:
+def test_dropout_is_off_and_every_mode_is_restored() -> None:
     encoder = encoder_for(CONFIGS["bert"])
     expected = sentence_vectors(encoder, ROWS, BERT, "mean")
     encoder.train()
@@ -120,24 +120,24 @@ def test_dropout_is_off_and_every_mode_restored() -> None:
     assert not expected.requires_grad
 
 
-def test_pooled_in_fp32_under_bf16_weights() -> None:
+def test_bf16_encoders_pool_in_fp32() -> None:
     encoder = encoder_for(CONFIGS["bert"])
     expected = sentence_vectors(encoder, ROWS, BERT, "mean")
     found = sentence_vectors(encoder.to(torch.bfloat16), ROWS, BERT, "mean")
     assert found.dtype == torch.float32
-    # The mean is no bf16 number, and still near the fp32 model's.
+    # The mean is not representable in bf16, and is close to that of the fp32 model.
     assert not torch.equal(found, found.bfloat16().float())
     torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
 
 
-def test_nothing_to_read() -> None:
+def test_no_sentences_give_empty_vectors() -> None:
     encoder = encoder_for(CONFIGS["bert"])
     assert sentence_vectors(encoder, [], BERT, "cls").shape == (0, 32)
     assert token_vectors(encoder, [], BERT) == []
     assert token_vectors(encoder, [[]], BERT)[0].shape == (0, 32)
 
 
-def test_what_the_encoder_does_not_have_is_refused() -> None:
+def test_an_unknown_layer_pooling_or_position_is_an_error() -> None:
     encoder = encoder_for(CONFIGS["bert"])
     for layer in (-1, 3):
         with pytest.raises(UserError, match=rf"layer: found {layer}, expected 0 .* to 2"):
@@ -151,7 +151,7 @@ def test_what_the_encoder_does_not_have_is_refused() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("family", list(CONFIGS))
-def test_bf16_on_the_gpu_is_near_fp32_on_the_cpu(family: str) -> None:
+def test_bf16_on_the_gpu_is_close_to_fp32_on_the_cpu(family: str) -> None:
     encoder = encoder_for(CONFIGS[family])
     special, rows = special_of(encoder), rows_for(encoder)
     expected = sentence_vectors(encoder, rows, special, "mean", layer=1)

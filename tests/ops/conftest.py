@@ -1,5 +1,5 @@
-"""The backends that every operation's tests run on: ``backend`` is the reference, native CPU, native CUDA, or, in a run
-of its own (``python -m tests.csrc.simt``), the CUDA sources on the SIMT harness."""
+"""The backends on which the tests of every operation run. ``backend`` is the reference, native CPU or native CUDA. In
+``python -m tests.csrc.simt`` it is the CUDA sources on the SIMT harness."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
 
 from ppa_fast.ops import library
 
-SIMT = os.environ.get("PPA_FAST_TEST_SIMT")  # the harness's library
+SIMT = os.environ.get("PPA_FAST_TEST_SIMT")  # the library of the harness
 
 
 @dataclass(frozen=True)
 class Backend:
-    """``namespace``: of the operators; ``device``: of the tensors; ``slow``: on the harness or under a sanitizer: keep
-    shapes small."""
+    """``namespace``: of the operators; ``device``: of the tensors; ``slow``: on the harness or under a sanitizer, where
+    shapes must be small."""
 
     name: str
     namespace: str
@@ -42,15 +43,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", parameters, indirect=True)
 
 
+products: list[torch.dtype] = []  # the types of the operands of every product
+
+
+def mm_dtype_out(a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+    """``aten::mm.dtype_out``: a product of 16-bit matrices into fp32, which torch has only for CUDA."""
+    assert a.dtype == b.dtype
+    assert out_dtype == out.dtype == torch.float32
+    products.append(a.dtype)
+    return torch.mm(a.float(), b.float(), out=out)
+
+
 @pytest.fixture(scope="session")
-def simt() -> torch.library.Library:
-    """Loads the harness's library and declares its operators."""
+def simt() -> tuple[torch.library.Library, torch.library.Library]:
+    """Loads the library of the harness, declares its operators, and gives the CPU the product that the kernels call."""
     assert SIMT
     torch.ops.load_library(SIMT)
     declared = torch.library.Library("ppa_fast_simt", "DEF")
     for op in library.OPERATIONS.values():
         library.declare(declared, op)
-    return declared
+    aten = torch.library.Library("aten", "IMPL")
+    aten.impl("mm.dtype_out", mm_dtype_out, "CPU")
+    return declared, aten
 
 
 @pytest.fixture
@@ -68,7 +82,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
-    """On the CPU the operations share their rows out; the results must not depend on it."""
+    """On the CPU the operations divide their rows between threads; the results must not depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if SIMT else 2)
     yield

@@ -18,7 +18,7 @@ libm.fmaf.argtypes = [ctypes.c_float] * 3
 
 
 def fmaf(m: float, k: Tensor, q: Tensor) -> Tensor:
-    """The definition, by the C library's correctly rounded fused multiply-add."""
+    """The definition, with the correctly rounded fused multiply-add of the C library."""
     rest = torch.tensor(1.0 - m, dtype=torch.float32)
     return torch.tensor([libm.fmaf(m, a, b) for a, b in zip(k.tolist(), (rest * q).tolist(), strict=True)])
 
@@ -30,7 +30,7 @@ def buffers(n: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.999, 1.0])
 @pytest.mark.parametrize("n", [1, 31, 1024, 4099])
-def test_every_bit_is_fmaf(backend: Backend, n: int, momentum: float) -> None:
+def test_the_update_equals_fmaf_bit_for_bit(backend: Backend, n: int, momentum: float) -> None:
     k, q = buffers(n, n, backend.device)
     expected = fmaf(momentum, k.cpu(), q.cpu())
     ema_([k], [q], [], momentum)
@@ -47,8 +47,8 @@ def test_the_working_copy_is_the_rounded_master(backend: Backend, dtype: torch.d
     torch.testing.assert_close(working, k.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_list_of_tensors_is_as_each_alone(backend: Backend) -> None:
-    sizes = [5, 0, 4096, 1, 9000, *range(1, 70)]  # more than one launch takes
+def test_a_list_of_tensors_equals_separate_calls(backend: Backend) -> None:
+    sizes = [5, 0, 4096, 1, 9000, *range(1, 70)]  # more tensors than one launch can take
     pairs = [buffers(n, n, backend.device) for n in sizes]
     alone = []
     for k, q in pairs:
@@ -63,7 +63,7 @@ def test_a_list_of_tensors_is_as_each_alone(backend: Backend) -> None:
         assert torch.equal(copy, one.to(torch.bfloat16))
 
 
-def test_parts_that_are_not_aligned_are_as_the_whole(backend: Backend) -> None:
+def test_unaligned_parts_equal_the_complete_update(backend: Backend) -> None:
     k, q = buffers(20_000, 3, backend.device)
     parts, copy = k.clone(), torch.empty_like(k, dtype=torch.bfloat16)
     cuts = [0, 3, 4100, 4101, 13_331, 20_000]
@@ -85,16 +85,16 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_arguments_are_named(backend: Backend, name: str) -> None:
+def test_an_invalid_argument_is_named(backend: Backend, name: str) -> None:
     arguments = BAD[name](*buffers(10, 0, backend.device))
     with pytest.raises((TypeError, ValueError), match=name):
         ema_(*arguments)
-    if backend.name != "reference":  # the kernels guard themselves too
+    if backend.name != "reference":  # the kernels check their arguments too
         with pytest.raises(RuntimeError, match=name):
             OPERATIONS["ema_"](*arguments)
 
 
-def test_operator_is_well_registered(backend: Backend) -> None:
+def test_the_operator_passes_opcheck(backend: Backend) -> None:
     k, q = buffers(10, 0, backend.device)
     op = getattr(torch.ops, "ppa_fast" if backend.name == "reference" else backend.namespace).ema_.default
     torch.library.opcheck(op, ([k], [q], [k.bfloat16()], 0.9))

@@ -1,4 +1,4 @@
-"""Which backend runs the operations, and why."""
+"""The choice of the backend for the operations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_an_unknown_backend_is_an_error():
     assert "PPA_FAST_BACKEND: found 'cuda', expected native or reference" in state(PPA_FAST_BACKEND="cuda").stderr
 
 
-def test_without_libraries_the_package_works(tmp_path):
+def test_the_package_works_without_libraries(tmp_path):
     shutil.copytree(library.PACKAGE, tmp_path / "ppa_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     done = state(tmp_path)
     assert done.stdout == "reference|[0.5, 0.5, 0.5]|_C.so is not built\n", done.stderr
@@ -46,10 +46,10 @@ def test_a_damaged_library_is_not_fatal(tmp_path):
     shutil.copytree(library.PACKAGE, tmp_path / "ppa_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (tmp_path / "ppa_fast" / "_C.so").write_bytes(b"\x7fELF of another world")
     done = state(tmp_path)
-    assert done.stdout.startswith("reference|[0.5, 0.5, 0.5]|_C.so does not load: "), done.stderr
+    assert done.stdout.startswith("reference|[0.5, 0.5, 0.5]|_C.so cannot be loaded: "), done.stderr
 
 
-def test_using_switches_the_backend_and_back():
+def test_using_switches_the_backend_temporarily():
     seen = []
     op = library.Operation("ema_", "", lambda *arguments: seen.append(arguments), lambda *arguments: None)
     with library.using("reference"):
@@ -65,10 +65,10 @@ def test_using_switches_the_backend_and_back():
     ("capability", "served"),
     [((8, 0), True), ((8, 6), True), ((9, 0), True), ((7, 5), False), ((10, 0), True), ((12, 0), True)],
 )
-def test_which_devices_a_library_serves(capability, served):
+def test_a_library_supports_its_architectures_and_newer_ptx_devices(capability, served):
     assert library.serves("sm_80 sm_90 sm_100 compute_100", *capability) is served
 
 
-def test_ptx_of_a_higher_capability_serves_none_below():
+def test_ptx_does_not_support_lower_capabilities():
     assert not library.serves("sm_90 compute_90", 8, 9)
     assert not library.serves("unknown (file too short)", 9, 0)

@@ -1,4 +1,4 @@
-"""Philox4x32-10 against Random123's known answers and against a slow implementation in Python integers."""
+"""Philox4x32-10 against the known answers of Random123 and a slow implementation in Python integers."""
 
 import pytest
 import torch
@@ -28,13 +28,14 @@ def slow_philox(counter, key):
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
-def test_known_answers(counter, key, words):
+def test_philox_gives_the_known_answers(counter, key, words):
     got = philox4x32(tuple(torch.tensor(c) for c in counter), tuple(torch.tensor(k) for k in key))
     assert tuple(int(w) for w in got) == words
+    assert philox4x32(counter, key) == words  # with integers instead of tensors
     assert slow_philox(counter, key) == words
 
 
-def test_pair_words_lay_out_counter_and_key_as_the_method_says():
+def test_pair_words_use_the_documented_counter_and_key():
     seed, epoch, pair_id, stream, position = 2**32 + 17, 3, (5 << 40) + 123_456_789, 1, 9
     got = pair_words(seed, torch.tensor([epoch]), torch.tensor([pair_id]), stream, torch.tensor([position]))
     expected = slow_philox((position, stream, pair_id % 2**32, pair_id >> 32), (17, epoch))
@@ -50,6 +51,12 @@ def test_threshold_is_exact_in_double():
         2**31,
         2**32,
     ]
+
+
+def test_a_torch_seed_has_two_words_of_stream_4():
+    seed, step, number = 2**32 + 17, (3 << 32) + 5, 9
+    w0, w1, _, _ = slow_philox((number, 4, 5, 3), (17, 0))
+    assert torch_seed(seed, step, number) == w0 << 32 | w1
 
 
 def test_torch_seeds_differ_by_each_part():

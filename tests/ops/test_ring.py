@@ -1,4 +1,4 @@
-"""The ring's operators against Python lists."""
+"""The operators of the ring against Python lists."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def empty_ring(backend: Backend, rows: int, d: int, dtype: torch.dtype = torch.f
 
 
 def keys_of(backend: Backend, first: int, count: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows of 0.5 i, and their groups i."""
+    """Rows of 0.5 i, with group i."""
     i = torch.arange(first, first + count, device=backend.device)
     return (i[:, None] * torch.full((d,), 0.5, device=backend.device)).to(dtype), i
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_a_run_of_steps_is_a_list(backend: Backend, data: st.DataObject) -> None:
-    """Any batches in any order of writing: the live rows are the last K keys, and only pending rows change."""
+def test_several_steps_equal_a_list(backend: Backend, data: st.DataObject) -> None:
+    """For any batches in any order of writing, the live rows are the last K keys, and only pending rows change."""
     size, batch, d = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 7)), data.draw(st.sampled_from([1, 3, 40]))
     dtype, rows = data.draw(st.sampled_from(DTYPES)), size + batch
     ring, ring_groups, state = empty_ring(backend, rows, d, dtype)
@@ -45,7 +45,7 @@ def test_a_run_of_steps_is_a_list(backend: Backend, data: st.DataObject) -> None
         before, live = ring.clone(), live_rows(state, rows)
         keys, groups = keys_of(backend, len(everything), written, d, data.draw(st.sampled_from([torch.float32, dtype])))
         cut = data.draw(st.integers(0, written))
-        for part in (order[:cut], order[cut:], order[:1]):  # the last one writes a key twice
+        for part in (order[:cut], order[cut:], order[:1]):  # the last step writes a key twice
             enqueue(keys[part], groups[part], part, ring, ring_groups, state)
         assert torch.equal(ring[live], before[live])
         commit(state, written, size, rows)
@@ -63,29 +63,29 @@ def test_keys_are_rounded_to_nearest(backend: Backend, dtype: torch.dtype) -> No
     ring, ring_groups, state = empty_ring(backend, 40, 72, dtype)
     keys = torch.randn(40, 72, generator=torch.Generator().manual_seed(0)).to(backend.device)
     keys[0, :4] = torch.tensor([0.0, -0.0, 1e-7, -65519.0])
-    positions = torch.arange(40, device=backend.device)
-    enqueue(keys, positions, positions, ring, ring_groups, state)
+    step_indices = torch.arange(40, device=backend.device)
+    enqueue(keys, step_indices, step_indices, ring, ring_groups, state)
     assert torch.equal(ring, keys.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("column", [0, 33, 71])
-def test_keys_that_are_not_finite_are_refused_and_counted(backend: Backend, column: int, dtype: torch.dtype) -> None:
+def test_non_finite_keys_are_refused_and_counted(backend: Backend, column: int, dtype: torch.dtype) -> None:
     ring, ring_groups, state = empty_ring(backend, 20, 72, dtype)
     keys, groups = keys_of(backend, 0, 6, 72, torch.float32)
-    positions = torch.arange(6, device=backend.device)
+    step_indices = torch.arange(6, device=backend.device)
     for row, value in ((1, torch.nan), (2, torch.inf), (4, -torch.inf), (5, 7e4)):
-        keys[row, column] = value  # 7e4 is infinity in fp16 alone
+        keys[row, column] = value  # 7e4 is infinity only in fp16
     refused = [1, 2, 4, 5] if dtype == torch.float16 else [1, 2, 4]
     accepted = [i for i in range(6) if i not in refused]
-    enqueue(keys, groups, positions, ring, ring_groups, state)
+    enqueue(keys, groups, step_indices, ring, ring_groups, state)
     assert state.tolist() == [0, 0, len(refused)]
     assert torch.equal(ring[accepted], keys[accepted].to(dtype))
     assert ring_groups[accepted].tolist() == accepted
     others = [*refused, *range(6, 20)]
     assert (ring[others] == -7).all()
     assert (ring_groups[others] == -7).all()
-    enqueue(keys, groups, positions, ring, ring_groups, state)
+    enqueue(keys, groups, step_indices, ring, ring_groups, state)
     assert state.tolist() == [0, 0, 2 * len(refused)]
 
 
@@ -101,7 +101,7 @@ def test_a_position_without_a_pending_row_is_refused_and_counted(backend: Backen
 
 
 @pytest.mark.parametrize("bad", [[10, 4, 1], [-1, 4, 1], [3, -1, 1], [3, 11, 1], [2**62, 2**62, 1]])
-def test_an_impossible_state_is_an_empty_ring(backend: Backend, bad: list[int]) -> None:
+def test_an_invalid_state_counts_as_an_empty_ring(backend: Backend, bad: list[int]) -> None:
     ring, ring_groups, state = empty_ring(backend, 10, 8)
     state[:] = torch.tensor(bad)
     keys, groups = keys_of(backend, 0, 3, 8, torch.float32)
@@ -111,7 +111,7 @@ def test_an_impossible_state_is_an_empty_ring(backend: Backend, bad: list[int]) 
     assert state.tolist() == [3, 3, 1]
 
 
-def test_no_keys_are_no_error(backend: Backend) -> None:
+def test_enqueue_accepts_no_keys(backend: Backend) -> None:
     ring, ring_groups, state = empty_ring(backend, 10, 8)
     keys, groups = keys_of(backend, 0, 0, 8, torch.float32)
     enqueue(keys, groups, groups, ring, ring_groups, state)
@@ -123,7 +123,7 @@ BAD_ENQUEUE: dict[str, Any] = {
     "keys: found shape": lambda k, g, p, r: (k[:, 1:].contiguous(), g, p, *r),
     "keys: expected a contiguous": lambda k, g, p, r: (k.T.contiguous().T, g, p, *r),
     "groups": lambda k, g, p, r: (k, g.int(), p, *r),
-    "positions": lambda k, g, p, r: (k, g, p[1:], *r),
+    "step_indices": lambda k, g, p, r: (k, g, p[1:], *r),
     "ring: found torch.int64": lambda k, g, p, r: (k, g, p, r[0].long(), *r[1:]),
     "ring: found shape": lambda k, g, p, r: (k, g, p, r[0][:0], r[1][:0], r[2]),
     "ring_groups": lambda k, g, p, r: (k, g, p, r[0], r[1][1:], r[2]),
@@ -132,7 +132,7 @@ BAD_ENQUEUE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("message", BAD_ENQUEUE)
-def test_bad_arguments_of_enqueue_are_named(backend: Backend, message: str) -> None:
+def test_an_invalid_argument_of_enqueue_is_named(backend: Backend, message: str) -> None:
     keys, groups = keys_of(backend, 0, 3, 8, torch.float32)
     arguments = BAD_ENQUEUE[message](keys, groups, groups, empty_ring(backend, 10, 8))
     with pytest.raises((TypeError, ValueError), match=message):
@@ -146,7 +146,9 @@ def test_bad_arguments_of_enqueue_are_named(backend: Backend, message: str) -> N
     ("name", "written", "size", "rows"),
     [("size", 0, 0, 5), ("rows", 0, 6, 5), ("written", -1, 5, 6), ("written", 7, 5, 6)],
 )
-def test_bad_arguments_of_commit_are_named(backend: Backend, name: str, written: int, size: int, rows: int) -> None:
+def test_an_invalid_argument_of_commit_is_named(
+    backend: Backend, name: str, written: int, size: int, rows: int
+) -> None:
     state = torch.zeros(3, dtype=torch.int64, device=backend.device)
     with pytest.raises(ValueError, match=f"^{name}: found"):
         commit(state, written, size, rows)
@@ -158,7 +160,7 @@ def test_bad_arguments_of_commit_are_named(backend: Backend, name: str, written:
     assert state.tolist() == [0, 0, 0]
 
 
-def test_operators_are_well_registered(backend: Backend) -> None:
+def test_the_operators_pass_opcheck(backend: Backend) -> None:
     namespace = getattr(torch.ops, "ppa_fast" if backend.name == "reference" else backend.namespace)
     ring, ring_groups, state = empty_ring(backend, 10, 8, torch.bfloat16)
     keys, groups = keys_of(backend, 0, 3, 8, torch.float32)

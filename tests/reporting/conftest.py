@@ -19,7 +19,7 @@ SENTENCES = 40
 
 @dataclass(frozen=True)
 class Trained:
-    """A run folder and the texts that it was evaluated on."""
+    """A run folder, and the texts of its evaluation."""
 
     folder: Path
     pairs: list[str]
@@ -70,6 +70,7 @@ def write_run(
 
 
 def evaluation(step: int, **shares: float) -> dict[str, Any]:
-    """A record of evaluations.jsonl: the same share in both directions, by language paired with English."""
+    """A record of evaluations.jsonl with the same share in both directions, by the language that is paired with
+    English."""
     pairs = {f"en-{code}": {"a_to_b": share, "b_to_a": share, "n": 10} for code, share in shares.items()}
     return {"step": step, "pairs": pairs, "mean": sum(shares.values()) / len(shares)}

@@ -30,7 +30,7 @@ def file(trained, tmp_path_factory):
 
 
 def visit(browser, file, width=1280, scheme="light"):
-    """The open page, and what it complained of and asked for."""
+    """Returns the open page, its console errors, and its network requests."""
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
@@ -41,7 +41,7 @@ def visit(browser, file, width=1280, scheme="light"):
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_it_loads_alone_without_a_complaint_and_fits_the_screen(browser, file, width):
+def test_the_page_loads_without_errors_or_requests_and_fits_the_screen(browser, file, width):
     page, said, asked = visit(browser, file, width)
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert said == []
@@ -52,7 +52,7 @@ def test_it_loads_alone_without_a_complaint_and_fits_the_screen(browser, file, w
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_figures_are_drawn_and_their_words_can_be_read(browser, file, width):
+def test_figures_are_drawn_with_readable_text(browser, file, width):
     page, _, _ = visit(browser, file, width)
     figures = page.query_selector_all("figure")
     assert len(figures) > 10
@@ -62,8 +62,8 @@ def test_figures_are_drawn_and_their_words_can_be_read(browser, file, width):
         assert box["height"] > 100
         assert figure.query_selector_all("svg path")
     heights = page.evaluate("[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)")
-    assert min(heights) > 8  # pixels
-    # Nothing is drawn outside of its figure.
+    assert min(heights) > 8  # in pixels
+    # Nothing is drawn outside its figure.
     outside = """[...document.querySelectorAll('svg text')].filter(t => {
         const own = t.getBoundingClientRect(), svg = t.closest('svg').getBoundingClientRect();
         return own.left < svg.left - 1 || own.right > svg.right + 1;
@@ -73,7 +73,7 @@ def test_figures_are_drawn_and_their_words_can_be_read(browser, file, width):
 
 
 def luminance(color: str) -> float:
-    """WCAG's relative luminance of ``rgb(r, g, b)``."""
+    """Relative luminance of ``rgb(r, g, b)`` after WCAG."""
     parts = [int(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return sum(weight * p for weight, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
@@ -85,7 +85,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_light_and_dark_differ_and_both_have_contrast(browser, file):
-    """WCAG AA: 4.5 for text, 3 for what is drawn."""
+    """WCAG AA: 4.5 for text, 3 for graphics."""
     backgrounds = []
     for scheme in ("light", "dark"):
         page, _, _ = visit(browser, file, scheme=scheme)
@@ -107,7 +107,7 @@ def test_light_and_dark_differ_and_both_have_contrast(browser, file):
     assert light > 0.8 > 0.2 > dark
 
 
-def test_arabic_runs_from_the_right_and_chinese_from_the_left(browser, file):
+def test_arabic_is_right_to_left_and_chinese_left_to_right(browser, file):
     page, _, _ = visit(browser, file)
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     for tag, direction in (("ar", "rtl"), ("zh-Hant", "ltr"), ("en", "ltr")):

@@ -35,7 +35,7 @@ def pictures():
     ]
 
 
-def test_every_figure_is_told_to_those_who_do_not_see_it(pictures):
+def test_every_figure_has_a_text_description(pictures):
     for picture in pictures:
         root = ElementTree.fromstring(picture.svg)
         assert root.attrib["role"] == "img"
@@ -46,8 +46,8 @@ def test_every_figure_is_told_to_those_who_do_not_see_it(pictures):
         assert len(description.text) > 20
 
 
-def test_colours_are_the_style_sheets(pictures):
-    """A colour that is written out would be the same in light and dark."""
+def test_colours_come_from_the_style_sheet(pictures):
+    """A literal colour would be the same in light and dark mode."""
     for picture in pictures:
         assert not re.findall(r"#[0-9a-fA-F]{6}\b", picture.svg)
         assert set(re.findall(r"var\((--\w+)\)", picture.svg)) <= {
@@ -56,7 +56,7 @@ def test_colours_are_the_style_sheets(pictures):
         }
 
 
-def test_figures_of_one_page_share_no_ids_and_reach_nothing_outside(pictures):
+def test_figures_of_one_page_share_no_ids_and_load_nothing(pictures):
     ids = [found for picture in pictures for found in re.findall(r'\bid="([^"]+)"', picture.svg)]
     assert len(ids) == len(set(ids))
     for picture in pictures:
@@ -67,41 +67,41 @@ def test_figures_of_one_page_share_no_ids_and_reach_nothing_outside(pictures):
         assert not [url for url in re.findall(r"https?://[^\"' >]+", picture.svg) if "www.w3.org" not in url]
 
 
-def test_the_same_figure_twice_is_the_same_text():
+def test_equal_figures_give_equal_text():
     assert curve().svg == curve().svg
 
 
-def test_words_stay_words():
+def test_text_in_figures_stays_text():
     assert "step" in texts(curve().svg)
     bars = plots.retrieval_bars("b", {"$x$ <b>": 0.1}, {"$x$ <b>": 0.512}, 50)
     assert {"$x$ <b>", "51.2", "10.0"} <= set(texts(bars.svg))
 
 
-def test_the_description_tells_first_and_last():
+def test_the_description_states_the_first_and_last_value():
     picture = curve(values=[math.nan, 4.0, *[3.0] * 7, 2.5])
     description = ElementTree.fromstring(picture.svg)[1].text
     assert description == "runs/a: 4 at step 20, 2.5 at step 100."
 
 
 @pytest.mark.parametrize(("least", "step"), [(14.16, 0.02), (0.0, 1e-5), (150_000, 100)])
-def test_ticks_are_told_apart(least, step):
+def test_tick_labels_are_distinct(least, step):
     found = texts(curve(values=[least + n * step for n in range(10)]).svg)
     assert len(found) >= 8
     assert len(found) == len(set(found))
 
 
-def test_nothing_logged_is_no_figure():
+def test_an_empty_log_gives_no_figure():
     assert plots.curves("c", "MFU", "%", [(0, "a", ([], []))], True) is None
 
 
-def test_a_line_tells_whose_it_is():
+def test_each_line_has_a_label():
     root = ElementTree.fromstring(curve(run="runs/<b>").svg)
     assert "runs/<b>" in [element.text for element in root.iter(f"{SVG}title")]
 
 
-def test_long_curves_are_thinned_to_means_and_gaps_stay_gaps():
+def test_long_curves_are_downsampled_to_means_and_keep_gaps():
     x, y = np.arange(10_000), np.where(np.arange(10_000) < 5000, np.nan, 2.0)
-    xs, ys = plots._thin(x, y)
+    xs, ys = plots._downsampled(x, y)
     assert len(xs) == plots.POINTS
     assert np.isnan(ys[: plots.POINTS // 2]).all()
     assert (ys[plots.POINTS // 2 :] == 2).all()

@@ -1,4 +1,4 @@
-"""Helpers of the training tests: run jobs on one or several ranks, read what they left."""
+"""Helpers of the training tests: run jobs on one or several ranks, and read their outputs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ppa_fast.settings import Settings
-from ppa_fast.training import distributed
-from ppa_fast.training.loop import Trainer, train
-from ppa_fast.training.plan import make_plan
+from ppa_fast.training import distributed, preflight
+from ppa_fast.training.trainer import Trainer, train
 
 RANKS = Path(__file__).with_name("ranks.py")
 
@@ -26,7 +25,7 @@ RANKS = Path(__file__).with_name("ranks.py")
 def start_ranks(
     command: list[str], world_size: int, threads: int = 1, device: str = "cpu"
 ) -> list[subprocess.Popen[str]]:
-    """Starts ``python <command>`` as ``world_size`` ranks on the CPU or on CUDA; stderr of each is kept."""
+    """Starts ``python <command>`` as ``world_size`` ranks on the CPU or on CUDA; the stderr of each rank is kept."""
     shared = {
         "WORLD_SIZE": world_size,
         "MASTER_ADDR": "127.0.0.1",
@@ -77,7 +76,7 @@ def one_thread() -> Iterator[None]:
 def trainer_here(job: dict[str, Any]) -> Iterator[Trainer]:
     """The trainer of a job in this process, as a single rank, ready for its first step."""
     with one_thread(), distributed.started() as device:
-        trainer = Trainer(make_plan(Settings(**job), 1), device)
+        trainer = Trainer(preflight.check(Settings(**job), 1), device)
         try:
             yield trainer
         finally:
@@ -89,7 +88,7 @@ def tensors(run: str | Path, step: int, name: str) -> dict[str, Tensor]:
 
 
 def metrics(run: str | Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the readings of the clock and of the memory."""
+    """Returns metrics.jsonl without time and memory values."""
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{k: v for k, v in line.items() if not k.endswith("_per_s") and k != "memory_gib"} for line in lines]
 

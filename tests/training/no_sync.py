@@ -1,4 +1,4 @@
-"""Script of test_no_sync: ``python no_sync.py JOB.json`` runs steps in which waiting for the device is an error."""
+"""Script of test_no_sync: ``python no_sync.py JOB.json`` runs steps in which a synchronisation is an error."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from unittest import mock
 import torch
 
 from ppa_fast.settings import Settings
-from ppa_fast.training import distributed
-from ppa_fast.training.loop import Trainer
-from ppa_fast.training.plan import make_plan
+from ppa_fast.training import distributed, preflight
+from ppa_fast.training.trainer import Trainer
 
 
 @contextmanager
 def waiting(mode: str) -> Iterator[None]:
-    """``mode``: "error" or "default". The debug mode does not know of ``torch.cuda.synchronize``."""
+    """``mode``: "error" or "default". The debug mode does not detect ``torch.cuda.synchronize``."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode(mode)
     synchronize = mock.Mock(side_effect=AssertionError("synchronize")) if mode == "error" else torch.cuda.synchronize
@@ -35,15 +34,15 @@ def main(job: dict) -> None:
 
 def check(job: dict, device: torch.device) -> None:
     assert device.type == "cuda", device
-    trainer = Trainer(make_plan(Settings(**job), 1), device)
-    synchronize, optimizer_step = torch.cuda.synchronize, trainer.masters.step
+    trainer = Trainer(preflight.check(Settings(**job), 1), device)
+    synchronize, optimizer_step = torch.cuda.synchronize, trainer.training_step.masters.step
 
     def step(lr: float) -> tuple[bool, float]:
         with waiting("default"), mock.patch("torch.cuda.synchronize", synchronize):
             return optimizer_step(lr)  # DeepSpeed reads the norm
 
-    trainer.masters.step = step  # type: ignore[method-assign]
-    trainer.train_step().read()  # kernels, libraries and buffers come with the first
+    trainer.training_step.masters.step = step  # type: ignore[method-assign]
+    trainer.train_step().read()  # the first step loads kernels and libraries, and allocates buffers
     for _ in range(3):
         with waiting("error"):
             figures = trainer.train_step()

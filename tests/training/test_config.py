@@ -1,4 +1,4 @@
-"""The DeepSpeed file: what is completed, what is an error."""
+"""The DeepSpeed file: completed values and errors."""
 
 from __future__ import annotations
 
@@ -31,19 +31,25 @@ def test_batch_sizes_are_completed(tmp_path):
     assert config(tmp_path, stated).accumulation == 6
 
 
-def test_stage_and_precision(tmp_path):
+def test_stage_and_precision_are_read(tmp_path):
     read = config(tmp_path, {**BATCH, "bf16": {"enabled": True}, "zero_optimization": {"stage": 1}})
     assert (read.stage, read.dtype) == (1, torch.bfloat16)
     off = config(tmp_path, {**BATCH, "bf16": {"enabled": False}, "fp16": {"enabled": False}, "zero_optimization": {}})
     assert (off.stage, off.dtype) == (0, torch.float32)
 
 
-def test_the_files_own_values_are_kept(tmp_path):
+def test_gradients_are_communicated_in_fp32_by_default(tmp_path):
+    assert config(tmp_path, BATCH).values["communication_data_type"] == "fp32"
+    stated = config(tmp_path, {**BATCH, "communication_data_type": "bf16"})
+    assert stated.values["communication_data_type"] == "bf16"
+
+
+def test_values_of_the_file_are_kept(tmp_path):
     values = {**BATCH, "gradient_clipping": 0.5, "steps_per_print": 7, "csv_monitor": {"enabled": False}}
     assert {**values, **config(tmp_path, values).values} == config(tmp_path, values).values
 
 
-def test_tensorboard_writes_to_the_run_unless_told_otherwise(tmp_path):
+def test_tensorboard_writes_to_the_run_folder_by_default(tmp_path):
     block = config(tmp_path, {**BATCH, "tensorboard": {"enabled": True}}).values["tensorboard"]
     assert block == {"enabled": True, "output_path": str(tmp_path / "run" / "tensorboard"), "job_name": "train"}
     own = {"enabled": True, "output_path": "elsewhere", "job_name": "mine"}
@@ -62,14 +68,14 @@ def test_tensorboard_writes_to_the_run_unless_told_otherwise(tmp_path):
         (b"null", "found NoneType, expected an object"),
     ],
 )
-def test_what_is_no_json_object(tmp_path, content, message):
+def test_an_invalid_json_object_is_an_error(tmp_path, content, message):
     path = tmp_path / "ds.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"^deepspeed_config: .*ds\.json: {message}"):
         read_config(path, 1, tmp_path)
 
 
-def test_an_absent_file_and_a_folder(tmp_path):
+def test_a_missing_file_and_a_folder_are_an_error(tmp_path):
     with pytest.raises(UserError, match=r"^deepspeed_config: .*absent\.json: No such file"):
         read_config(tmp_path / "absent.json", 1, tmp_path)
     with pytest.raises(UserError, match=r"^deepspeed_config: .*: Is a directory"):
@@ -81,7 +87,7 @@ def test_an_absent_file_and_a_folder(tmp_path):
     [("optimizer", ["learning_rate", "weight_decay", "adam_"]), ("scheduler", ["learning_rate", "warmup", "schedule"])],
 )
 @pytest.mark.parametrize("content", [{"type": "AdamW", "params": {"lr": 1e-3}}, {}, None])
-def test_blocks_of_the_settings_are_errors_that_name_them(tmp_path, block, settings, content):
+def test_blocks_that_duplicate_settings_are_named(tmp_path, block, settings, content):
     with pytest.raises(UserError, match=rf"ds\.json: {block}: ") as caught:
         config(tmp_path, {**BATCH, block: content})
     assert all(name in str(caught.value) for name in settings)
@@ -96,20 +102,20 @@ def test_counts_are_whole_numbers_above_0(tmp_path, name, value):
 
 @pytest.mark.parametrize("values", [{}, {"train_batch_size": None}, {"train_micro_batch_size_per_gpu": 8}])
 def test_the_global_batch_must_be_stated(tmp_path, values):
-    with pytest.raises(UserError, match="train_batch_size is missing"):
+    with pytest.raises(UserError, match="train_batch_size: not given, expected the number of pairs"):
         config(tmp_path, values)
 
 
 @pytest.mark.parametrize(
     ("batch", "micro", "world"), [(16, 5, 1), (16, 32, 1), (16, 8, 3), (16, None, 3), (2, None, 4), (6, 2, 2)]
 )
-def test_a_batch_that_does_not_divide(tmp_path, batch, micro, world):
+def test_an_indivisible_batch_is_an_error(tmp_path, batch, micro, world):
     values = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": micro}
-    with pytest.raises(UserError, match=f"train_batch_size {batch} is not a multiple of .* × {world} rank"):
+    with pytest.raises(UserError, match=f"train_batch_size: found {batch}, expected a multiple of .* × {world} rank"):
         config(tmp_path, values, world)
 
 
-def test_accumulation_follows_and_may_not_contradict(tmp_path):
+def test_accumulation_is_derived_and_must_not_contradict(tmp_path):
     values = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 4}
     with pytest.raises(UserError, match="gradient_accumulation_steps: found 4, expected 2"):
         config(tmp_path, values, world_size=2)
@@ -118,8 +124,8 @@ def test_accumulation_follows_and_may_not_contradict(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"fp16": {"enabled": True}}, "fp16: needs a CUDA device"),
-        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "found bf16 and fp16 enabled, expected one"),
+        ({"fp16": {"enabled": True}}, "fp16: found no CUDA device in use, expected one"),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "bf16, fp16: found both enabled, expected at most"),
         ({"fp16": {"fp16_master_weights_and_grads": True}}, "fp16.fp16_master_weights_and_grads: found True"),
         ({"bf16": {"enabled": True, "bf16_optimizer_states": True}}, "bf16.bf16_optimizer_states: found True"),
         ({"fp16": True}, "fp16: found True, expected an object"),
@@ -158,7 +164,7 @@ def test_accumulation_follows_and_may_not_contradict(tmp_path):
         ),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, "offload_param: not supported"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offload_param: not supported"),
-        ({"zero_optimization": {"stage": 1, "compute_grad_norm": False}}, "compute_grad_norm: expected true"),
+        ({"zero_optimization": {"stage": 1, "compute_grad_norm": False}}, "compute_grad_norm: found False"),
         ({"tensorboard": True}, "tensorboard: found True, expected an object"),
         ({"tensorboard": {"enabled": "yes"}}, "tensorboard.enabled: found 'yes', expected true or false"),
         ({"data_types": "fp32"}, "data_types: found 'fp32', expected an object"),
@@ -170,21 +176,21 @@ def test_accumulation_follows_and_may_not_contradict(tmp_path):
         ({"gradient_clipping": None}, "gradient_clipping: found None, expected a number"),
     ],
 )
-def test_what_the_loop_cannot_run_with(tmp_path, values, message):
+def test_unsupported_options_are_an_error(tmp_path, values, message):
     with pytest.raises(UserError, match=rf"ds\.json: .*{message}"):
         config(tmp_path, {**BATCH, **values})
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_fp16_where_there_is_cuda(tmp_path, monkeypatch, stage):
+def test_fp16_needs_cuda(tmp_path, monkeypatch, stage):
     monkeypatch.setattr("ppa_fast.training.config.uses_cuda", lambda: True)
     read = config(tmp_path, {**BATCH, "fp16": {"enabled": True}, "zero_optimization": {"stage": stage}})
     assert (read.stage, read.dtype) == (stage, torch.float16)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_an_offloaded_optimizer_is_ours(tmp_path, stage):
-    """DeepSpeed would refuse any but its own."""
+def test_an_offloaded_optimizer_is_allowed(tmp_path, stage):
+    """By default DeepSpeed refuses any optimizer but its own."""
     offload = {"stage": stage, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "none"}}
     read = config(tmp_path, {**BATCH, "zero_optimization": offload})
     assert read.values["zero_force_ds_cpu_optimizer"] is False

@@ -1,4 +1,4 @@
-"""Exports of runs: every loader finds every weight, vectors agree between libraries, nothing half-done is left."""
+"""Exports: every loader finds every weight, vectors agree between libraries, no partial output remains."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -23,13 +24,13 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from ppa_fast.data.encode import TextEncoder, load_tokenizer, special_ids, tokenizer_fingerprint
+from ppa_fast.data.store.tokenize import TextTokenizer, load_tokenizer, special_ids, tokenizer_fingerprint
 from ppa_fast.errors import UserError
-from ppa_fast.evaluation import evaluate
 from ppa_fast.model.encoder import load_encoder, load_masked_lm
 from ppa_fast.model.folder import save_base
 from ppa_fast.model.initialise import init_model
 from ppa_fast.model.vectors import sentence_vectors
+from ppa_fast.tasks import evaluate
 from ppa_fast.training.export import export
 
 TEXTS = ["the cat sat on a dog.", "ein hund", "a", "the dog and the cat " * 12, ""]
@@ -47,7 +48,7 @@ def make_tokenizer(family: str, folder: Path) -> None:
 
 
 def write_checkpoint(run: Path, mlm: PreTrainedModel, step: int, seed: int) -> dict[str, torch.Tensor]:
-    """A checkpoint with every weight of ``mlm`` changed; returns its tensors by their names in the model."""
+    """Writes a checkpoint with every weight of ``mlm`` changed; returns its tensors by their names in the model."""
     generator = torch.Generator().manual_seed(seed)
     weights = {
         name: parameter.detach() + torch.randn(parameter.shape, generator=generator) * 0.1
@@ -89,7 +90,7 @@ def write_evaluation(run: Path, step: int, score: float) -> None:
 
 @pytest.fixture(scope="module", params=["bert", "xlm-roberta"])
 def base_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with its base model in ``base``, and one checkpoint, as training writes it."""
+    """A run folder with its base model in ``base`` and one checkpoint, in the form that training writes."""
     run = tmp_path_factory.mktemp("run")
     make_tokenizer(request.param, run / "tokenizer")
     sizes = {"layers": 2, "hidden": 32, "heads": 4, "max_positions": 32}
@@ -131,7 +132,7 @@ def test_every_weight_is_in_the_export(run: Path, tmp_path: Path) -> None:
     assert len(set(map(tokenizer_fingerprint, tokenizers))) == 1
 
 
-def test_next_sentence_head_of_the_base_is_kept(tmp_path: Path) -> None:
+def test_the_next_sentence_head_of_the_base_is_kept(tmp_path: Path) -> None:
     run = tmp_path / "run"
     saved = BertForPreTraining(
         BertConfig(vocab_size=13, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
@@ -156,13 +157,28 @@ def test_sentence_transformers_gives_equal_vectors(run: Path, tmp_path: Path, po
     model = library.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert model.max_seq_length == 20
     tokenizer = load_tokenizer(str(tmp_path / "out"))
-    rows = TextEncoder(tokenizer, 18)(TEXTS)
+    rows = TextTokenizer(tokenizer, 18)(TEXTS)
     assert max(map(len, rows)) == 18
     encoder = load_encoder(str(tmp_path / "out"))
     expected = sentence_vectors(encoder, rows, special_ids(tokenizer), pooling)
     vectors = model.encode(TEXTS, convert_to_tensor=True)
     torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(vectors[0], vectors[1], atol=1e-2)
+
+
+def test_an_encoder_cut_above_a_layer_keeps_its_pooler_and_no_head(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "out", layers=1)
+    loaded, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert len(loaded.encoder.layer) == 1
+    pooler = AutoModel.from_pretrained(run / "base").pooler.dense.weight
+    assert torch.equal(loaded.pooler.dense.weight, pooler)
+    assert "with its head" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    export(run, tmp_path / "whole", layers=2)
+    _, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "whole", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert "contrast_layer" not in (tmp_path / "whole" / "config.json").read_text(encoding="utf-8")
 
 
 def test_evaluation_takes_the_pooling_of_the_export(run: Path, tmp_path: Path) -> None:
@@ -179,7 +195,7 @@ def first_weight(folder: Path) -> torch.Tensor:
     return next(t for name, t in load_file(folder / "model.safetensors").items() if name.endswith("LayerNorm.bias"))
 
 
-def test_checkpoint_choice(run: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_can_be_selected(run: Path, tmp_path: Path) -> None:
     mlm = load_masked_lm(str(run / "base"))
     for step in (30, 40):
         write_checkpoint(run, mlm, step, seed=step)
@@ -200,7 +216,7 @@ def test_checkpoint_choice(run: Path, tmp_path: Path) -> None:
 
 
 def python_blocks(folder: Path) -> list[str]:
-    """The Python code in the card of an exported folder, with its path and words that it knows."""
+    """Returns the Python code in the model card of an exported folder, with its path and known words filled in."""
     text = (folder / "README.md").read_text(encoding="utf-8")
     text = text.replace("path/to/this/folder", str(folder))
     text = text.replace('["A sentence.", "Ein Satz."]', '["the cat sat", "ein hund"]')
@@ -223,7 +239,7 @@ def test_the_code_in_the_card_gives_equal_vectors_in_both_libraries(run: Path, t
 
 
 def bitext_task(a: list[str], b: list[str]) -> Any:
-    """A task of MTEB's kind BitextMining (find b[i] for a[i]) whose data is at hand."""
+    """A task of MTEB's type BitextMining (find b[i] for a[i]) with local data."""
     datasets = pytest.importorskip("datasets", reason="datasets, which comes with mteb, is not installed")
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.abstasks.text.bitext_mining import AbsTaskBitextMining
@@ -248,7 +264,7 @@ def bitext_task(a: list[str], b: list[str]) -> Any:
     return Bitext()
 
 
-def test_mteb_evaluates_the_export_as_it_is(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mteb_evaluates_the_export(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mteb = pytest.importorskip("mteb", reason="mteb is not installed")
     monkeypatch.setattr(mteb, "evaluate", partial(mteb.evaluate, cache=None))
     export(run, tmp_path / "out")
@@ -262,7 +278,7 @@ def test_mteb_evaluates_the_export_as_it_is(run: Path, tmp_path: Path, monkeypat
         assert scores["accuracy"] == accuracy
 
 
-def test_the_card_tells_of_the_run_and_not_of_the_machine(run: Path, tmp_path: Path) -> None:
+def test_the_card_describes_the_run_without_paths_of_the_machine(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| en → de | 10 | 10.0 | 80.0 |" in text.splitlines()
@@ -271,11 +287,11 @@ def test_the_card_tells_of_the_run_and_not_of_the_machine(run: Path, tmp_path: P
     assert str(run) not in text
     assert "/somewhere" not in text
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert card.data.base_model is None  # a folder on this machine
+    assert card.data.base_model is None  # a local folder
     assert [result.metric_value for result in card.data.eval_results] == [0.8, 0.4]
 
 
-def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path) -> None:
+def test_an_unusable_run_is_an_error(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match="not a run folder"):
         export(tmp_path / "absent", out)
@@ -303,7 +319,7 @@ def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_output_is_never_overwritten_and_never_half_there(run: Path, tmp_path: Path) -> None:
+def test_an_output_is_never_overwritten_or_partial(run: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").write_text("mine")
@@ -311,20 +327,39 @@ def test_output_is_never_overwritten_and_never_half_there(run: Path, tmp_path: P
         export(run, full)
     assert [path.name for path in full.iterdir()] == ["notes.txt"]
 
-    (run / "evaluations.jsonl").write_text("{broken\n")  # found late, when the weights are written
+    (run / "evaluations.jsonl").write_text("{broken\n")  # the error occurs late, when the weights are written
     (tmp_path / "results").mkdir()
     with pytest.raises(UserError, match=r"evaluations\.jsonl:1: found .*, expected a JSON object"):
         export(run, tmp_path / "results" / "out")
     assert list((tmp_path / "results").iterdir()) == []
 
     (run / "evaluations.jsonl").unlink()
-    (tmp_path / "results" / "out").mkdir()  # empty: allowed
+    (tmp_path / "results" / "out").mkdir()  # an empty folder is allowed
     export(run, tmp_path / "results" / "out")
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["out"]
 
 
-def test_save_base_writes_no_folder_when_it_fails(run: Path, tmp_path: Path) -> None:
+def test_a_failed_save_base_leaves_no_folder(run: Path, tmp_path: Path) -> None:
     mlm, tokenizer = load_masked_lm(str(run / "base")), load_tokenizer(str(run / "base"))
     with pytest.raises(UserError, match="no such folder"):
         save_base(mlm, str(tmp_path / "absent"), tokenizer, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_link_to_an_empty_folder_as_out(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "place")
+    export(run, tmp_path / "out")
+    assert (tmp_path / "place" / "model.safetensors").is_file()
+    assert (tmp_path / "out").is_symlink()
+
+
+def test_a_disk_that_fills_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    message = rf"^{tmp_path}/out: cannot be written: no space is left on the device; free some, then give the same"
+    with pytest.raises(UserError, match=message):
+        export(run, tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))

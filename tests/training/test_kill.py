@@ -1,4 +1,4 @@
-"""Killed at any instant: nothing that was saved is lost, and the run ends as if it had never been killed."""
+"""A run that is killed at any time loses no saved checkpoint, and its result equals that of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import pytest
 import torch
 
 from tests.conftest import pseudo_text, write_config
-from tests.training.attempts import attempt
 from tests.training.harness import metrics, tensors
+from tests.training.retries import attempt
 
 pytestmark = pytest.mark.slow
 
 STEPS = 90
-PLACES = [  # in what order a file appears is what makes it whole or not
+PLACES = [  # the order of these events determines whether a file is complete
     r"os.rename \S+ \S+/settings.yaml",
     r"os.rename \S+ \S+/model$",
-    r"os.rename \S+ \S+/step-\d+$",  # the first checkpoint is written, not yet there
-    r"open \S+/.latest.tmp",  # it is there, not yet named: the one of step 0 is before this
+    r"os.rename \S+ \S+/step-\d+$",  # the first checkpoint is written, but not yet renamed
+    r"open \S+/.latest.tmp",  # it is renamed, but `latest` does not name it yet; the checkpoint of step 0 comes before
     r"os.rename \S+ \S+/latest",
     r"os.rename \S+ \S+/best",
     r"open \S+state.json",
-    r"os.rename \S+/step-\d+ ",  # an old one is removed
+    r"os.rename \S+/step-\d+ ",  # an old checkpoint is removed
 ]
 
 
 @pytest.fixture(scope="module")
 def attempts(tiny, tmp_path_factory):
-    """A run without an end before its own, then one killed at each of PLACES, at 14 random changes of a file and at 6
-    random instants, and let go on at last: two ranks, ZeRO-1 in bf16, a save at every step, half of them the best."""
+    """An uninterrupted run, and a run that is killed at each of PLACES, at 14 random file changes and at 6 random
+    times, then completes. Two ranks, ZeRO-1 in bf16, a save at every step, half of the checkpoints the best."""
     folder = tmp_path_factory.mktemp("killed")
     for code, lines in pseudo_text(0, 170).items():
         (folder / f"dev.{code}").write_text("\n".join(lines[150:]) + "\n", encoding="utf-8")
@@ -49,23 +49,24 @@ def attempts(tiny, tmp_path_factory):
     return folder, attempt(plan, folder / "attempts")
 
 
-def test_every_kill_met_a_run_and_the_last_attempt_ended_it(attempts):
+def test_every_kill_hit_a_running_attempt_and_the_last_one_completed(attempts, figure):
+    figure("kills of a run of two ranks", len(PLACES) + 20)
     _, (straight, *killed, last) = attempts
     assert straight["statuses"] == last["statuses"] == [0, 0], last["errors"]
     assert [each["statuses"] for each in killed] == [[-9, -9]] * (len(PLACES) + 20), killed
 
 
-def test_no_kill_loses_what_was_saved(attempts):
-    """(That ``latest`` names a whole checkpoint is asserted after each.)"""
+def test_no_kill_loses_a_saved_checkpoint(attempts):
+    """Each attempt also asserts that ``latest`` names an intact checkpoint."""
     _, (_, *killed, last) = attempts
     latest = [each["latest"] or "" for each in [*killed, last]]
     assert latest == sorted(latest)
-    assert latest[3] == ""  # until then nothing was
-    assert len(set(latest)) > 10  # and then they went on
+    assert latest[3] == ""  # before that, nothing was saved
+    assert len(set(latest)) > 10  # and later attempts made progress
     assert latest[-1] == f"step-{STEPS:08d}"
 
 
-def test_the_run_ends_bit_for_bit_as_if_it_had_not_been_killed(attempts):
+def test_the_result_equals_an_uninterrupted_run_bit_for_bit(attempts):
     folder, _ = attempts
     straight, killed = folder / "straight", folder / "killed"
     assert [line["step"] for line in metrics(killed)] == list(range(1, STEPS + 1))
@@ -76,7 +77,7 @@ def test_the_run_ends_bit_for_bit_as_if_it_had_not_been_killed(attempts):
         assert all(torch.equal(one[key], other[key]) for key in one), name
 
 
-def test_the_folder_is_that_of_a_run_that_was_not_killed(attempts):
+def test_the_folder_equals_that_of_an_uninterrupted_run(attempts):
     folder, _ = attempts
     straight, killed = folder / "straight", folder / "killed"
     files = [{path.relative_to(run) for path in run.rglob("*")} for run in (straight, killed)]

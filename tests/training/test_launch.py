@@ -1,4 +1,4 @@
-"""``ppa-fast train``: the command that it makes for a machine, and what stops it."""
+"""``ppa-fast train``: the command for a machine, and the errors before it starts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ppa_fast import cli, settings
+from ppa_fast.settings import LaunchSettings
 from ppa_fast.training import launch
 from ppa_fast.training.checkpoint import Checkpoints
 from ppa_fast.training.config import read_config
@@ -26,7 +27,7 @@ PORT = r"--master_port \d+"
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Pretends that the machine has so many GPUs."""
+    """Pretends that the machine has this number of GPUs."""
 
     def pretend(count: int) -> None:
         monkeypatch.setattr(launch, "uses_cuda", lambda: count > 0)
@@ -50,26 +51,28 @@ def gpus(monkeypatch):
         (2, 1, "3,5", 1, f"--include localhost:3 {PORT}", "gpu1.json"),
     ],
 )
-def test_the_machine_at_hand(gpus, monkeypatch, found, asked, visible, ranks, launcher, config):
+def test_placement_follows_the_devices_of_the_machine(
+    gpus, monkeypatch, found, asked, visible, ranks, launcher, config
+):
     gpus(found)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    placement = place(asked)
+    placement = place(LaunchSettings(num_gpus=asked))
     assert (placement.ranks, placement.config) == (ranks, config)
     assert re.fullmatch(launcher, " ".join(placement.launcher))
 
 
 @pytest.mark.parametrize("name", ["cpu.json", "gpu1.json", "gpu8.json"])
-def test_the_ready_configurations_are_part_of_the_package(name, tmp_path):
+def test_the_provided_configurations_are_part_of_the_package(name, tmp_path):
     file = launch.PACKAGE / "ds_configs" / name
     assert file.read_text() == (Path(__file__).parents[2] / "ds_configs" / name).read_text()
     assert read_config(file, 8 if name == "gpu8.json" else 1, tmp_path).batch > 0
 
 
-def test_a_hostfile_has_the_slots_of_all_nodes(tmp_path):
+def test_the_slots_of_a_hostfile_are_added(tmp_path):
     file = tmp_path / "hosts"
     file.write_text("# two nodes\nnode1 slots=8\n\nnode2 slots=4\n")
-    assert place(hostfile=str(file)) == launch.Placement(12, ("--hostfile", str(file)), "gpu8.json")
+    assert place(LaunchSettings(hostfile=file)) == launch.Placement(12, ("--hostfile", str(file)), "gpu8.json")
 
 
 def dry(arguments: str, capsys) -> list[str]:
@@ -87,7 +90,7 @@ def test_a_dry_run_prints_a_command_that_training_parses(gpus, capsys, monkeypat
     script = words.index(str(launch.PACKAGE / "train.py") if "ppa_fast/train.py" not in words else "ppa_fast/train.py")
     assert words[:2] == ["deepspeed", "--quiet"]
     trained = []
-    monkeypatch.setattr("ppa_fast.training.loop.train", trained.append)
+    monkeypatch.setattr("ppa_fast.training.trainer.train", trained.append)
     assert cli.main_train(["--local_rank=0", *words[script + 1 :]]) == 0
     (chosen,) = trained
     assert (chosen.model, chosen.data, chosen.output) == ("org/encoder", ["stores/mine"], "runs/encoder")
@@ -97,11 +100,11 @@ def test_a_dry_run_prints_a_command_that_training_parses(gpus, capsys, monkeypat
     assert Path(chosen.deepspeed_config).is_file()
 
 
-def test_what_a_settings_file_says_is_not_added(gpus, capsys, tmp_path):
+def test_values_of_a_settings_file_are_not_repeated_as_flags(gpus, capsys, tmp_path):
     gpus(0)
     file = tmp_path / "settings.yaml"
     chosen = settings.Settings(model="m", data=["d"], output="o", deepspeed_config="ds.json")
-    settings.write_yaml(chosen, file, {})
+    settings.write_yaml(chosen, file)
     words = dry(f"--settings {file} --steps 7 --debug", capsys)
     assert words[0] == "python"
     assert words[2:] == [f"--settings={file}", "--steps=7", "--debug"]
@@ -113,16 +116,21 @@ def test_what_a_settings_file_says_is_not_added(gpus, capsys, tmp_path):
         ("", "model: not given"),
         ("--model m", "data: not given"),
         ("--model MODEL --data STORE --steps 0", "steps: found 0"),
-        ("--model MODEL --data STORE --num-gpus 0", "--num-gpus 0: expected at least 1"),
+        ("--model MODEL --data STORE --num-gpus 0", "num_gpus: found 0, expected at least 1"),
         ("--model MODEL --data ./absent", "absent: no such store"),
         ("--model MODEL --data STORE --deepspeed_config absent.json", "absent.json: No such file"),
-        ("--model MODEL --data STORE --deepspeed_config ds.json --num-gpus 2", "train_batch_size 15 is not a multiple"),
+        (
+            "--model MODEL --data STORE --deepspeed_config ds.json --num-gpus 2",
+            "train_batch_size: found 15, expected a multiple",
+        ),
         ("--model MODEL --data STORE --deepspeed_config ds.json --queue-size 3", "queue_size: found 3"),
         ("--model MODEL --data STORE --hostfile absent", "--hostfile absent: No such file"),
         ("--model MODEL --data STORE --hostfile hosts", "hosts:2: found 'node2 8', expected a line such as"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_starts(gpus, tiny, tmp_path, capsys, monkeypatch, arguments, message):
+def test_invalid_input_is_an_error_before_anything_starts(
+    gpus, tiny, tmp_path, capsys, monkeypatch, arguments, message
+):
     gpus(0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
@@ -135,25 +143,25 @@ def test_what_is_wrong_is_said_before_anything_starts(gpus, tiny, tmp_path, caps
     assert message in line
 
 
-def test_more_ranks_than_gpus(gpus):
+def test_more_ranks_than_gpus_are_an_error(gpus):
     gpus(2)
-    with pytest.raises(ValueError, match="--num-gpus 3: expected 1 to 2"):
-        place(3)
+    with pytest.raises(ValueError, match="--num-gpus: found 3, expected 1 to 2"):
+        place(LaunchSettings(num_gpus=3))
 
 
 def test_a_rank_is_not_launched_again(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     assert cli.main(["train", "--model", "m", "--data", "d"]) == 2
-    assert "RANK is set" in capsys.readouterr().err
+    assert "RANK: found '0', expected it unset" in capsys.readouterr().err
 
 
-def test_the_status_of_the_command_is_passed_on():
+def test_the_status_of_the_command_is_returned():
     assert launch._run([sys.executable, "-c", "raise SystemExit(2)"]) == 2
     assert launch._run([sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"]) == 143
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_before_there_is_anything_to_save(number):
+def test_a_signal_before_training_starts_gives_its_exit_status(number):
     code = f"import os, signal; os.kill(os.getppid(), {int(number)}); signal.pause()"
     before = signal.getsignal(number)
     assert launch._run([sys.executable, "-c", code, "train.py"]) == 128 + number
@@ -161,7 +169,7 @@ def test_a_signal_before_there_is_anything_to_save(number):
 
 
 def start(tiny, folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """``ppa-fast train`` that would go on for hours, once it has done a few steps."""
+    """Starts a ``ppa-fast train`` that would run for hours; returns after a few steps."""
     config = write_config(folder / "ds.json")
     command = [sys.executable, "-c", "import sys; from ppa_fast.cli import main; sys.exit(main())", "train"]
     command += ["--model", tiny.model, "--data", tiny.store, "--output", folder / "run", "--deepspeed_config", config]
@@ -185,7 +193,7 @@ def start(tiny, folder: Path, *arguments: str) -> subprocess.Popen[str]:
         pytest.param("2", signal.SIGUSR1, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_lets_the_ranks_save(tiny, tmp_path, ranks, number):
+def test_a_signal_stops_the_ranks_after_a_save(tiny, tmp_path, ranks, number):
     with start(tiny, tmp_path, "--num-gpus", ranks) as process:
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
@@ -204,7 +212,7 @@ def test_a_signal_lets_the_ranks_save(tiny, tmp_path, ranks, number):
 def test_a_second_ctrl_c_kills(tiny, tmp_path):
     with start(tiny, tmp_path) as process:
         (child,) = launch.psutil.Process(process.pid).children()
-        child.suspend()  # a step that does not end
+        child.suspend()  # a step that does not finish
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         while not process.stderr.readline().startswith("stopping"):

@@ -1,4 +1,4 @@
-"""The real thing: ``deepspeed ppa_fast/train.py`` with two ranks, as a user types it."""
+"""``deepspeed ppa_fast/train.py`` with two ranks, as a user runs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppa_fast.training import distributed
 from ppa_fast.training.checkpoint import Checkpoints
 from tests.conftest import write_config
 from tests.training.harness import metrics
-from tests.training.test_watch import LIMIT, LOST
+from tests.training.test_rank_monitor import LIMIT, LOST
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,8 +30,8 @@ def launch(*arguments: str | Path | int) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_lost_rank_ends_a_run_and_one_more_call_goes_on_with_it(tiny, tmp_path):
-    """ZeRO-1 in bf16. The second call finds nothing in its way, and neither leaves shared memory behind."""
+def test_a_lost_rank_stops_the_run_and_another_call_resumes_it(tiny, tmp_path):
+    """ZeRO-1 in bf16. Nothing of the first call blocks the second, and neither leaves shared memory behind."""
     run, config = tmp_path / "run", write_config(tmp_path / "ds.json", 16, 4, stage=1, bf16=True)
     flags = ["--model", tiny.model, "--data", tiny.store, "--output", run, "--deepspeed_config", config]
     flags += ["--queue-size", 16, "--log-every", 1, "--save-every", 1, "--schedule", "constant"]
@@ -51,7 +51,7 @@ def test_a_lost_rank_ends_a_run_and_one_more_call_goes_on_with_it(tiny, tmp_path
     steps = int(saved.name.removeprefix("step-")) + 2
     again = launch(*flags, "--steps", steps)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert f"going on from {saved}" in again.stderr
+    assert f"resuming from {saved}" in again.stderr
     assert f"finished at step {steps} of {steps}" in again.stderr
     assert [(line["step"], line["world_size"]) for line in metrics(run)] == [(n + 1, 2) for n in range(steps)]
     assert set(os.listdir("/dev/shm")) <= shared
@@ -62,7 +62,7 @@ def _rank_process(run: str, rank: int) -> int:
         try:
             words = (folder / "cmdline").read_bytes().decode().split("\0")
             environment = (folder / "environ").read_bytes().decode().split("\0")
-        except OSError:  # gone since
+        except OSError:  # removed since
             continue
         if run in words and f"RANK={rank}" in environment and "--local_rank" in " ".join(words):
             return int(folder.name)
@@ -70,7 +70,7 @@ def _rank_process(run: str, rank: int) -> int:
 
 
 @pytest.mark.slow
-def test_bad_input_is_one_line_from_one_rank(tiny, tmp_path):
+def test_invalid_input_is_a_one_line_error_from_one_rank(tiny, tmp_path):
     config = write_config(tmp_path / "ds.json", 15)
     done = launch(
         "--model", tiny.model, "--data", tiny.store, "--output", tmp_path / "run", "--deepspeed_config", config
@@ -78,5 +78,5 @@ def test_bad_input_is_one_line_from_one_rank(tiny, tmp_path):
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "train_batch_size 15 is not a multiple" in errors[0]
+    assert "train_batch_size: found 15, expected a multiple" in errors[0]
     assert "Traceback" not in done.stderr

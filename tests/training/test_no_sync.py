@@ -1,4 +1,4 @@
-"""The host never waits for a GPU inside a step, but in DeepSpeed's optimizer step."""
+"""Within a step the host synchronises with the GPU only in DeepSpeed's optimizer step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import write_config
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_no_step_waits(tiny, tmp_path, pooling, checkpointing):
+def test_steps_do_not_synchronise(tiny, tmp_path, pooling, checkpointing):
     config = write_config(tmp_path / "ds.json", 16, 8, stage=1, bf16=True)
     job = {"model": str(tiny.model), "data": str(tiny.store), "output": str(tmp_path / "run"), "pooling": pooling}
     job |= {"deepspeed_config": str(config), "steps": 9, "queue_size": 40, "activation_checkpointing": checkpointing}

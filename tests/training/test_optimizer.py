@@ -1,4 +1,4 @@
-"""AdamW as the loop uses it."""
+"""AdamW as the training loop uses it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def adamw(model: nn.Module, decay: float = 0.1):
     return optimizer_for(model, decay, 1e-2, (0.9, 0.98), 1e-8)
 
 
-def test_without_an_anchor_it_is_torchs_adamw_without_decay_of_biases():
+def test_without_an_anchor_it_equals_torchs_adamw_without_decay_of_biases():
     ours, theirs = weights(), weights()
     reference = torch.optim.AdamW(
         [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}],
@@ -34,7 +34,7 @@ def test_without_an_anchor_it_is_torchs_adamw_without_decay_of_biases():
     torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()), rtol=1e-6, atol=1e-7)
 
 
-def test_a_step_that_is_sat_out_changes_nothing():
+def test_a_skipped_step_changes_nothing():
     model = weights()
     optimizer, before = adamw(model), [p.clone() for p in model.parameters()]
     optimizer.skip = True
@@ -43,8 +43,8 @@ def test_a_step_that_is_sat_out_changes_nothing():
     assert not optimizer.state
 
 
-def test_the_anchor_pulls_before_the_update_and_only_what_it_holds():
-    """p ← p + lr·λ·(p₀ − p), then AdamW: the moments never see it."""
+def test_the_anchor_applies_before_the_update_and_only_to_anchored_parameters():
+    """p ← p + lr·λ·(p₀ − p), then AdamW: the anchor does not change the moments."""
     ours, theirs = weights(), weights()
     optimizer, reference = adamw(ours), adamw(theirs)
     start = torch.full((2, 5), 3.0)

@@ -1,4 +1,4 @@
-"""Stopping and going on: bit for bit the run that never stopped."""
+"""A run that was stopped and resumed equals the uninterrupted run bit for bit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 import torch
 import yaml
 
-from ppa_fast.data.prepare import prepare
+from ppa_fast.data.store.prepare import prepare
 from ppa_fast.errors import UserError
 from ppa_fast.model.initialise import init_model
 from ppa_fast.settings import Settings
+from ppa_fast.training import preflight
 from ppa_fast.training.checkpoint import Checkpoints
-from ppa_fast.training.loop import train
-from ppa_fast.training.plan import make_plan
+from ppa_fast.training.trainer import train
 from tests.conftest import write_config
 from tests.training.harness import largest_difference, metrics, run_here, run_ranks, start_ranks, tensors
 
@@ -51,10 +51,10 @@ def same_end(one: Path, other: Path, step: int = 10) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_interrupted_equals_straight_bit_for_bit_with_dropout(tiny, tmp_path, layout):
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit_with_dropout(tiny, tmp_path, layout):
     straight = tmp_path / "straight"
     run_here(job(tiny, tmp_path, "straight", layout))
-    # A run that was lost after step 4: no later checkpoint, but metrics of later steps were already written.
+    # A run that was killed after step 4: it has no later checkpoint, but metrics of later steps.
     cut = tmp_path / "cut"
     shutil.copytree(straight, cut)
     for later in ("step-00000008", "step-00000010"):
@@ -71,7 +71,7 @@ def test_interrupted_equals_straight_bit_for_bit_with_dropout(tiny, tmp_path, la
 @pytest.mark.parametrize(
     ("before", "after"), [("fp32", "zero1"), ("zero1", "fp32"), ("zero1", "zero3"), ("zero3", "zero2")]
 )
-def test_goes_on_at_another_zero_stage(tiny, tmp_path, before, after):
+def test_a_run_resumes_at_another_zero_stage(tiny, tmp_path, before, after):
     run_here(job(tiny, tmp_path, "straight", before, steps=6, schedule="constant"))
     run_here(job(tiny, tmp_path, "moved", before, steps=3, schedule="constant"))
     run_here(job(tiny, tmp_path, "moved", after, steps=6, schedule="constant"))
@@ -82,16 +82,16 @@ def test_goes_on_at_another_zero_stage(tiny, tmp_path, before, after):
 
 
 @pytest.mark.slow
-def test_goes_on_with_other_ranks_and_another_stage(tiny, tmp_path):
-    """Nothing but rounding tells from metrics and weights where a run was moved (dropout is 0), and nothing at all
-    where two ranks with dropout went on as they were."""
+def test_a_run_resumes_with_other_ranks_and_another_stage(tiny, tmp_path):
+    """Without dropout, metrics and weights differ only by rounding. Two ranks with dropout that resume unchanged give
+    equal bits."""
     init_model(
         tmp_path / "model", str(tiny.tokenizer), layers=2, hidden=32, heads=2, max_positions=64, dropout=0.0, seed=1
     )
     common = {"model": str(tmp_path / "model"), "schedule": "constant", "anchor": 0.5}
 
     def half(ranks: int, before: str, after: str, steps: int) -> dict:
-        """The first three steps of a run, on so many ranks, or those up to the sixth, on the other number of them."""
+        """The first three steps of a run on this number of ranks, or the next three on the other number."""
         layout = before if steps == 3 else after
         return job(tiny, tmp_path, f"{ranks}-{before}-{after}", layout, micro=4, steps=steps, **common)
 
@@ -125,8 +125,8 @@ def test_goes_on_with_other_ranks_and_another_stage(tiny, tmp_path):
                 assert largest_difference(mine, theirs) < 1e-5, (name, file)
 
 
-def test_a_signal_stops_all_ranks_after_a_step_saved_and_a_later_call_goes_on(tiny, tmp_path):
-    """Two ranks; only rank 1 gets the signal. Both save and end with status 0."""
+def test_a_signal_to_one_rank_saves_and_stops_all_ranks_and_a_later_call_resumes(tiny, tmp_path):
+    """Two ranks; only rank 1 receives the signal. Both save and exit with status 0."""
     settings = job(tiny, tmp_path, "run", steps=100_000, save_every=100_000)
     jobs = tmp_path / "jobs.json"
     jobs.write_text(json.dumps([settings]))
@@ -155,7 +155,7 @@ def test_only_the_newest_checkpoints_are_kept(finished):
     assert [p.name for p in (finished / "checkpoints").glob("step-*")] == ["step-00000002"]
 
 
-def test_resume_never_refuses_to_touch_a_run(tiny, tmp_path, finished):
+def test_resume_never_does_not_change_an_existing_run(tiny, tmp_path, finished):
     with pytest.raises(UserError, match="resume is never"):
         train(Settings(**job(tiny, tmp_path, "run", resume="never")))
 
@@ -163,32 +163,32 @@ def test_resume_never_refuses_to_touch_a_run(tiny, tmp_path, finished):
 def test_another_global_batch_is_an_error(tiny, tmp_path, finished):
     config = write_config(tmp_path / "other.json", 8)
     with pytest.raises(UserError, match=r"train_batch_size: found 8.*trained with 16"):
-        make_plan(Settings(**job(tiny, tmp_path, "run", deepspeed_config=str(config))), 1)
+        preflight.check(Settings(**job(tiny, tmp_path, "run", deepspeed_config=str(config))), 1)
 
 
 def test_another_store_is_an_error(tiny, tmp_path, finished):
     prepare(tiny.pairs[:1], str(tiny.tokenizer), tmp_path / "store2", max_tokens=30)
     with pytest.raises(UserError, match="not the store"):
-        make_plan(Settings(**job(tiny, tmp_path, "run", data=str(tmp_path / "store2"))), 1)
+        preflight.check(Settings(**job(tiny, tmp_path, "run", data=str(tmp_path / "store2"))), 1)
 
 
 @pytest.mark.parametrize("other", [{"sampling_alpha": 0.3}, {"sampling_cap": 9}, {"max_upsampling": 2}])
 def test_another_sampling_is_an_error(tiny, tmp_path, finished, other):
     (name,) = other
     with pytest.raises(UserError, match=f"^{name}: found .*, but the run in .* was trained with (1.0|None)"):
-        make_plan(Settings(**job(tiny, tmp_path, "run", **other)), 1)
-    # Checkpoints of the time before there was a choice.
+        preflight.check(Settings(**job(tiny, tmp_path, "run", **other)), 1)
+    # Checkpoints of versions without these settings.
     file = finished / "checkpoints" / "step-00000002" / "state.json"
     state = json.loads(file.read_text())
     del state["settings"][name]
     file.write_text(json.dumps(state))
-    assert make_plan(Settings(**job(tiny, tmp_path, "run")), 1).resume_from
+    assert preflight.check(Settings(**job(tiny, tmp_path, "run")), 1).resume_from
     with pytest.raises(UserError, match=f"^{name}: found .*, but the run in .* was trained with (1.0|None)"):
-        make_plan(Settings(**job(tiny, tmp_path, "run", **other)), 1)
+        preflight.check(Settings(**job(tiny, tmp_path, "run", **other)), 1)
 
 
-def test_sampled_runs_go_on_as_if_they_had_not_stopped(tiny, tmp_path, capfd):
-    """Two stores, language pairs of unequal sizes drawn alike, across several epochs."""
+def test_a_run_with_sampling_resumes_bit_for_bit(tiny, tmp_path, caplog):
+    """Two stores; language pairs of unequal sizes are sampled equally, over several epochs."""
     prepare(tiny.pairs[:1], str(tiny.tokenizer), tmp_path / "more", max_tokens=30)
     more = {"data": [str(tiny.store), str(tmp_path / "more")], "sampling_alpha": 0.0, "sampling_cap": 20}
     for name, steps in (("cut", 3), ("cut", 8), ("straight", 8)):
@@ -196,24 +196,25 @@ def test_sampled_runs_go_on_as_if_they_had_not_stopped(tiny, tmp_path, capfd):
     same_end(tmp_path / "straight", tmp_path / "cut", 8)
     store = yaml.safe_load((tmp_path / "cut" / "settings.yaml").read_text())["store"]
     assert (store["pairs"], store["draws"]) == ({"en-de": 300, "fr-en": 150}, {"en-de": 20, "fr-en": 20})
-    assert "fr-en                    150              20   50.00%             0.13" in capfd.readouterr().err
+    assert "fr-en                    150              20   50.00%             0.13" in caplog.text
 
 
 def test_weights_of_another_shape_are_an_error(tiny, tmp_path, finished):
-    """The model's folder may have moved, its weights must be the same ones' successors."""
+    """The folder of the model may move, but its weights must have the same shapes."""
     init_model(tmp_path / "wide", str(tiny.tokenizer), layers=2, hidden=48, heads=2, max_positions=64)
     with pytest.raises(UserError, match=r"query\.safetensors: its weights are not those of \S+wide: mlm\.bert"):
         run_here(job(tiny, tmp_path, "run", model=str(tmp_path / "wide"), steps=3))
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("seed", 1), ("queue_size", 41), ("pooling", "cls"), ("learning_rate", 1e-4)]
+    ("name", "value"),
+    [("seed", 1), ("queue_size", 41), ("pooling", "cls"), ("learning_rate", 1e-4), ("contrast_layer", 1)],
 )
-def test_another_setting_that_matters_is_an_error_that_names_it(tiny, tmp_path, finished, name, value):
+def test_a_different_setting_that_changes_results_is_named(tiny, tmp_path, finished, name, value):
     with pytest.raises(UserError, match=f"^{name}: found"):
-        make_plan(Settings(**job(tiny, tmp_path, "run", **{name: value})), 1)
+        preflight.check(Settings(**job(tiny, tmp_path, "run", **{name: value})), 1)
 
 
-def test_more_steps_are_said_and_allowed(tiny, tmp_path, finished):
-    plan = make_plan(Settings(**job(tiny, tmp_path, "run", steps=7)), 1)
+def test_more_steps_are_allowed_and_logged(tiny, tmp_path, finished):
+    plan = preflight.check(Settings(**job(tiny, tmp_path, "run", steps=7)), 1)
     assert any("planned for 2 steps, now for 7" in warning for warning in plan.warnings)

@@ -1,5 +1,5 @@
-// What one pair becomes: the same logic for the CPU, for CUDA and for the host packer, which lays the streams out
-// beforehand.
+// The sequences of one pair. The CPU backend, the CUDA backend and the host packer share this logic. The packer uses it
+// to compute the layout.
 #pragma once
 
 #include "ppa/operations.h"
@@ -7,9 +7,9 @@
 
 namespace ppa {
 
-// A pair as its coin put it. A TLM sequence is [CLS] query [SEP] key [SEP]: its position p stands for position p of the
-// query's [CLS] query [SEP] up to query_length + 1, and from there for position p - (query_length + 1) of the key's;
-// the key's own [CLS] has no place in it.
+// The query and the key of a pair, after the coin has chosen them. The TLM sequence is [CLS] query [SEP] key [SEP]. Its
+// positions 0 to query_length + 1 are the positions of [CLS] query [SEP]. Its later positions p are the positions p -
+// (query_length + 1) of [CLS] key [SEP]. The TLM sequence does not contain the [CLS] of the key.
 struct AssemblePair {
   bool swap;
   const int32_t* query;  // [query_length]
@@ -19,8 +19,8 @@ struct AssemblePair {
 
 PPA_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x < high ? x : high; }
 
-// Where sequence i (0..n) begins. Offsets are clamped, here and below: whatever they hold, a pair's rows lie in
-// a_tokens and b_tokens.
+// The start of TLM sequence i (0..n). All functions of this file clamp the offsets, so that the rows of a pair always
+// lie in a_tokens and b_tokens, even if the offsets are invalid.
 PPA_INLINE int64_t tlm_start(const AssembleArgs& args, int64_t i) {
   return clamp(args.a_offsets[i], 0, args.a_count) + clamp(args.b_offsets[i], 0, args.b_count) + 3 * i;
 }
@@ -41,7 +41,30 @@ PPA_INLINE AssemblePair assemble_pair(const AssembleArgs& args, int64_t i) {
   return {false, a, b, a_length, b_length};
 }
 
-// The words of 16 neighbouring positions of a TLM sequence: a loop that compilers turn into vector instructions.
+template <typename T>
+PPA_INLINE void zero_padding_after(T* end) {
+  for (auto* byte = reinterpret_cast<unsigned char*>(end); reinterpret_cast<uintptr_t>(byte) % kAssembleAlignment != 0;
+       ++byte) {
+    *byte = 0;
+  }
+}
+
+// Writes 0 to the padding between the outputs, so that every byte of the buffer depends on the arguments only.
+PPA_INLINE void zero_padding(const AssembleArgs& args) {
+  zero_padding_after(args.query_tokens + args.query_count);
+  zero_padding_after(args.query_positions + args.query_count);
+  zero_padding_after(args.key_tokens + args.key_count());
+  zero_padding_after(args.key_positions + args.key_count());
+  zero_padding_after(args.key_cu_seqlens + args.n + 1);
+  zero_padding_after(args.tlm_tokens + args.tlm_count());
+  zero_padding_after(args.tlm_positions + args.tlm_count());
+  zero_padding_after(args.tlm_cu_seqlens + args.n + 1);
+  zero_padding_after(args.masked_rows + args.masked_count);
+  zero_padding_after(args.labels + args.masked_count);
+  zero_padding_after(args.swap + args.n);
+}
+
+// The Philox words of 16 consecutive positions of a TLM sequence. Compilers vectorise a loop over them.
 constexpr int kMaskingLanes = 16;
 
 struct MaskingLanes {
@@ -57,8 +80,8 @@ PPA_INLINE void masking_lanes(uint32_t seed, int64_t epoch, int64_t pair_id, int
   }
 }
 
-// How many tokens of a pair are selected: what its part of masked_cu_rows counts. The ordinary positions are
-// 1 .. query_length + key_length + 1 but for the [SEP] at query_length + 1.
+// The number of selected tokens of a pair, which masked_offsets accumulates. The ordinary positions are 1 ..
+// query_length + key_length + 1, except the [SEP] at query_length + 1.
 PPA_INLINE int64_t count_selected(uint32_t seed, uint64_t select, int64_t epoch, int64_t pair_id, int64_t query_length,
                                   int64_t key_length) {
   const int64_t separator = query_length + 1, end = query_length + key_length + 2;

@@ -1,10 +1,10 @@
-// What every file of csrc shares: the function qualifier, the number types, and how a launcher answers.
+// Definitions that every file of csrc uses: the function qualifier, the number types and the launcher status.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-// Code marked PPA_INLINE is compiled for the CPU, for CUDA and for the SIMT harness alike.
+// PPA_INLINE code is compiled for the CPU, for CUDA and for the SIMT harness.
 #ifdef __CUDACC__
 #define PPA_INLINE __host__ __device__ __forceinline__
 #else
@@ -13,7 +13,7 @@
 
 namespace ppa {
 
-// A launcher returns nullptr, or why it could not start.
+// A launcher returns nullptr on success, or an error message.
 using Status = const char*;
 
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
@@ -30,7 +30,7 @@ PPA_INLINE float bits_float(uint32_t bits) {
   return value;
 }
 
-// Storage types: arithmetic is in float. They hold bits only, so that one source serves g++ and nvcc.
+// Storage types; arithmetic is in float. They hold bits only, so that g++ and nvcc compile the same source.
 struct alignas(2) bfloat16 {
   uint16_t bits;
 };
@@ -47,7 +47,7 @@ PPA_INLINE float to_float(float16 x) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
   return value;
 #else
-  // The exponent is moved by 112; subnormals come out right because the scaling is a float multiply.
+  // Adds 112 to the exponent. The scaling is a float multiplication, which also handles subnormal numbers.
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return bits_float(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
@@ -63,7 +63,7 @@ PPA_INLINE float from_float<float>(float x) {
   return x;
 }
 
-// Round to nearest, ties to even; NaN stays a NaN.
+// Rounds to nearest, ties to even; a NaN stays a NaN.
 template <>
 PPA_INLINE bfloat16 from_float<bfloat16>(float x) {
   const uint32_t bits = float_bits(x);
@@ -83,7 +83,7 @@ PPA_INLINE float16 from_float<float16>(float x) {
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
   if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // 65520 and above round to infinity
-  if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 lets the float unit round at 2^-24
+  if (magnitude < 0x38800000u) {  // below 2^-14: the addition of 0.5 rounds at 2^-24
     const float rounded = bits_float(magnitude) + 0.5f;
     return {static_cast<uint16_t>(sign | (float_bits(rounded) - 0x3f000000u))};
   }

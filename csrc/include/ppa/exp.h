@@ -1,5 +1,5 @@
-// The exponential of a float: no branches on the host, so that g++ vectorises a loop over it (15 operations of AVX2 or
-// AVX-512), and one instruction of the special-function unit on a GPU.
+// The exponential of a float. The host version has no branches, so that g++ vectorises loops over it (15 operations of
+// AVX2 or AVX-512). On a GPU it is one instruction of the special-function unit.
 #pragma once
 
 #include <cmath>
@@ -8,20 +8,22 @@
 
 namespace ppa {
 
-// 2^x for x up to 128, to 8e-8 relative (2 ulp on a GPU): 0 below 2^-126.5, infinity from 2^127.5 on, NaN for NaN.
+// 2^x for x up to 128, with a relative error of 8e-8 (2 ulp on a GPU): 0 below 2^-126.5, infinity from 2^127.5 on, NaN
+// for NaN.
 //
-// On the host x is split into the nearest integer n, whose bits make 2^n, and a rest in [-1/2, 1/2], whose power is the
-// polynomial of degree 6 of the smallest relative error (2e-9). The limit below and NaN are found by the order of
-// floats' bits: in that of floats g++ would make branches of them, and leave the loop as it is for AVX2.
+// The host version splits x into the nearest integer n, whose bits give 2^n, and a remainder in [-1/2, 1/2]. The power
+// of the remainder is the polynomial of degree 6 with the smallest relative error (2e-9). The lower limit and NaN are
+// detected by comparing the bits of the floats as integers, because g++ compiles float comparisons to branches and then
+// does not vectorise the loop for AVX2.
 PPA_INLINE float exp2_poly(float x) {
 #ifdef __CUDA_ARCH__
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
-  constexpr uint32_t kLowest = 0xc2fe0000u;         // -127, and the least of all negative floats below it
-  constexpr uint32_t kMinusInfinity = 0xff800000u;  // negative NaNs come after it; positive ones stay NaN by themselves
-  constexpr float kRound = 0x1.8p23f + 127;         // added: rounds to an integer, leaves n + 127 in the lowest bits
+  constexpr uint32_t kLowest = 0xc2fe0000u;         // -127; every negative float below it has larger bits
+  constexpr uint32_t kMinusInfinity = 0xff800000u;  // the bits of negative NaNs are above; positive NaNs need no check
+  constexpr float kRound = 0x1.8p23f + 127;         // adding it rounds to an integer; the lowest bits are n + 127
   const uint32_t bits = float_bits(x);
   const float clamped = bits_float(bits < kLowest ? bits : kLowest);
   const float shifted = clamped + kRound;

@@ -1,9 +1,9 @@
-// The launchers of every operation: raw pointers and a context in, a status out. ppa::cpu runs on threads of the
-// caller's pool, ppa::cuda on a stream; both take the same arguments, whose meaning is told once, here. No torch in
-// these files.
+// The launchers of all operations. Each takes raw pointers and a context, and returns a status. ppa::cpu runs on the
+// threads of the caller's pool, ppa::cuda on a stream. Both take the same arguments, which are documented here only.
+// These files do not include torch.
 //
-// A launcher trusts shapes and pointers (the bindings check them); what only the data can tell (an id, an offset, a
-// non-finite key) it guards itself, so that nothing is read or written out of bounds.
+// The bindings check shapes and pointers. The launchers check values that only the data shows (an id, an offset, a
+// non-finite key), so that nothing is read or written out of bounds.
 #pragma once
 
 #include "ppa/common.h"
@@ -21,32 +21,36 @@ struct EmaArgs {
   int64_t n;
 };
 
-// The softmax cross-entropy of `rows` rows of logits, to which a bias is added first: loss <- -log softmax at the
-// label, logits <- their gradient, softmax - onehot, rounded, and 0 in the columns from vocab_size on, whose content is
-// not read. A label outside [0, vocab_size) (the CPU's binding refuses it): loss NaN, gradient 0.
+// The softmax cross-entropy of `rows` rows of logits, after a bias is added: loss <- -log softmax at the label; logits
+// <- their gradient, softmax - onehot, rounded. The columns from vocab_size on are padding: they are not read, and are
+// set to 0. If a label is outside [0, vocab_size), the loss is NaN and the gradient 0 (the CPU binding raises an error
+// before).
 struct CrossEntropyArgs {
-  void* logits;           // [rows, stride] of type; 16-byte aligned, the stride a multiple of 64
-  const void* bias;       // [stride] of type, likewise aligned and padded
+  void* logits;           // [rows, stride] of type; 16-byte aligned, stride a multiple of 64
+  const void* bias;       // [stride] of type, aligned and padded as logits are
   const int64_t* labels;  // [rows]
   float* loss;            // [rows]
   DType type;
   int64_t rows, stride, vocab_size;
 };
 
-// N pairs of token rows become three streams, one sequence a pair: [CLS] query [SEP], [CLS] key [SEP], and, with
-// masking applied, [CLS] query [SEP] key [SEP]; which side is the query, the coin tells. What has to be known before
-// (the sizes, and with them where each pair writes) comes from the host. Bad offsets, a layout that does not fit and
-// ids outside the vocabulary: the CPU names them, CUDA (which could tell only by waiting) writes within bounds and says
-// nothing.
+// Every output of `assemble` starts at a multiple of this many bytes. The padding after an output is set to 0.
+constexpr int kAssembleAlignment = 16;
+
+// Assembles N pairs of token rows into three packed outputs with one sequence per pair: [CLS] query [SEP], [CLS] key
+// [SEP], and the masked [CLS] query [SEP] key [SEP]. A coin chooses which side is the query. The host passes the sizes
+// and the offset of each pair, which it has computed before. For invalid offsets, a layout that does not match, or ids
+// outside the vocabulary, the CPU backend returns an error. The CUDA backend would have to synchronise to report it; it
+// only keeps its writes within bounds.
 struct AssembleArgs {
-  const int32_t* a_tokens;          // [a_count], rows end to end, no special tokens
+  const int32_t* a_tokens;          // [a_count], concatenated rows without special tokens
   const int32_t* a_offsets;         // [n + 1]
   const int32_t* b_tokens;          // [b_count]
   const int32_t* b_offsets;         // [n + 1]
   const int64_t* pair_ids;          // [n]
   const int64_t* epochs;            // [n]
-  const int32_t* query_cu_seqlens;  // [n + 1], boundaries of the query stream
-  const int32_t* masked_cu_rows;    // [n + 1], running count of the masked rows
+  const int32_t* query_cu_seqlens;  // [n + 1], boundaries of the query sequences
+  const int32_t* masked_offsets;    // [n + 1], cumulative number of masked positions
   int64_t n, a_count, b_count, query_count, masked_count;
   Masking masking;
   int32_t cls, sep;
@@ -57,7 +61,7 @@ struct AssembleArgs {
   int32_t* key_cu_seqlens;                  // [n + 1]
   int32_t *tlm_tokens, *tlm_positions;      // [a_count + b_count + 3 n]
   int32_t* tlm_cu_seqlens;                  // [n + 1]
-  int64_t *masked_rows, *labels;            // [masked_count]: ascending rows of the TLM stream, their original ids
+  int64_t *masked_rows, *labels;            // [masked_count]: sorted indices into tlm_tokens, and their original ids
   bool* swap;                               // [n]
 
   PPA_INLINE int64_t key_count() const { return a_count + b_count + 4 * n - query_count; }
@@ -73,57 +77,56 @@ struct Ring {
   int64_t rows, dim;
 };
 
-// ring row of positions[i] <- keys[i], rounded, with its group. Refused and counted: a key that is not finite (or too
-// large for the ring's type), a position without a pending row.
+// Writes keys[i], rounded, with its group to the ring row of step_indices[i]. Keys that are not finite (or overflow the
+// type of the ring) and indices without a pending row are refused and counted.
 struct EnqueueArgs {
   Ring ring;
   const void* keys;  // [n, dim] of keys_type: float, or the ring's type
   DType keys_type;
-  const int64_t* groups;     // [n]
-  const int64_t* positions;  // [n]
+  const int64_t* groups;        // [n]
+  const int64_t* step_indices;  // [n]
   int64_t n;
 };
 
-// InfoNCE of n queries against the live rows of the ring that are not of their group. The ring is taken in parts, each
-// of which leaves a state (ppa/infonce.h); `finish` joins them in order with the positive, and, given positions,
-// enqueues the positives.
+// InfoNCE of n queries against the live rows of the ring that belong to other groups. The ring is processed in parts,
+// each with its own state (ppa/infonce.h). `finish` merges the states in order, adds the positive, and, if step_indices
+// are given, enqueues the positives.
 struct InfoNceArgs {
   Ring ring;
   const void *query, *positive;  // [n, dim] of the ring's type
   const int64_t* groups;         // [n]
-  const int64_t* positions;      // [n], or nullptr
+  const int64_t* step_indices;   // [n], or nullptr
   int64_t n;
   float scale, inverse_temperature;  // log2(e) / temperature, 1 / temperature
   int64_t parts;
-  float *max, *sum, *weighted;  // the states: [parts, n] twice, [parts, n, dim]
+  float *max, *sum, *weighted;  // the states: [parts, n], [parts, n], [parts, n, dim]
 
   float* loss;  // [n]
   bool* top1;   // [n]
-  float* dq;    // [n, dim]: the loss's gradient
+  float* dq;    // [n, dim]: the gradient of the loss
 };
 
-// How a backend goes through the ring. columns = 0: at once, infonce_parts fills the states of all parts. Otherwise in
-// chunks of at most `columns` rows (a multiple of 64): a matrix product gives a chunk's dot products, infonce_chunk
-// turns them into weights, a second one sums the weighted rows into the state of part 1 of 2. Neither needs memory that
-// grows with the ring.
+// How a backend processes the ring. If columns is 0, infonce_parts computes the states of all parts in one kernel.
+// Otherwise the ring is processed in chunks of at most `columns` rows (a multiple of 64). A matrix product computes the
+// dot products of a chunk, infonce_chunk turns them into weights, and a second matrix product computes the weighted sum
+// of the rows for the state of part 1 of 2. Neither way needs memory that grows with the ring.
 struct InfoNcePlan {
   int64_t parts, columns;
-  DType weights_type;  // of the chunks: float, in place of the dot products, or the ring's type
+  DType weights_type;  // of the chunks
 };
 
-// Rows first_row .. first_row + rows - 1 of the ring. Part 1, the chunk before this one, joins part 0, and becomes this
-// chunk; `first`: there was none before.
+// The ring rows first_row .. first_row + rows - 1. infonce_chunk merges the previous chunk (part 1) into part 0, and
+// stores this chunk in part 1. `first`: there is no previous chunk.
 struct InfoNceChunk {
-  float* dots;    // [n, stride]
-  void* weights;  // [n, stride] of the plan's weights_type
+  float* dots;  // [n, stride]; overwritten by the weights, of type weights_type, from the start of each row
   int64_t stride, first_row, rows;
   bool first;
 };
 
 namespace cpu {
 
-// How to run body(begin, end, context) over [0, n) in pieces of at least `grain`, in parallel: at::parallel_for's C
-// form.
+// Runs body(begin, end, context) over [0, n) in parallel, in pieces of at least `grain`: the C form of
+// at::parallel_for.
 struct Context {
   void (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 };
@@ -154,7 +157,7 @@ namespace cuda {
 struct Context {
   void* stream;         // cudaStream_t
   int multiprocessors;  // of the device
-  int shared_bytes;     // that one block may have
+  int shared_bytes;     // available to one block
 };
 
 Status ema(const Context& context, const EmaArgs* tensors, int64_t count, double momentum);

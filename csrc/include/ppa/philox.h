@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al., SC 2011) and the random decisions of the method that are drawn from it.
+// Philox4x32-10 (Salmon et al., SC 2011), and the random decisions of the method that use it.
 #pragma once
 
 #include "ppa/common.h"
@@ -33,15 +33,15 @@ PPA_INLINE PhiloxWords pair_words(uint32_t seed, int64_t epoch, int64_t pair_id,
                     static_cast<uint32_t>(static_cast<uint64_t>(epoch)));
 }
 
-// Random input shuffling: 0, side a is the query; 1, side b is.
+// Random input shuffling: side a is the query for 0, side b for 1.
 PPA_INLINE uint32_t coin(uint32_t seed, int64_t epoch, int64_t pair_id) {
   return pair_words(seed, epoch, pair_id, kStreamCoin, 0).w0 >> 31;
 }
 
-// T(p) = floor(p * 2^32), for comparison with a word in 64 bits: T(1) is above every word.
+// T(p) = floor(p * 2^32), to be compared with a word in 64 bits. T(1) is above every word.
 PPA_INLINE uint64_t threshold(double p) { return static_cast<uint64_t>(p * 4294967296.0); }
 
-// Masking of an ordinary token at a position of its TLM sequence (paper: 15 %, of these 80/10/10).
+// The masking of an ordinary token at a position of its TLM sequence (paper: 15 %, of these 80/10/10).
 struct Masking {
   uint32_t seed;
   uint64_t select;  // T(mask probability)
@@ -51,7 +51,7 @@ struct Masking {
 
 PPA_INLINE bool selected(const Masking& masking, const PhiloxWords& words) { return words.w0 < masking.select; }
 
-// What a selected token becomes.
+// Returns the replacement of a selected token.
 PPA_INLINE int32_t replacement(const Masking& masking, const PhiloxWords& words, int32_t token) {
   if (words.w1 < 3435973836u) return masking.mask_id;                                               // T(0.8)
   if (words.w1 < 3865470566u) return static_cast<int32_t>(mul_high(words.w2, masking.vocab_size));  // T(0.9)

@@ -1,24 +1,24 @@
-// The queue of keys: a ring of K live rows and B pending ones. Readers take the live rows, writers the pending ones.
+// The queue of keys: a ring of K live rows and B pending rows. Readers use the live rows, writers the pending rows.
 #pragma once
 
 #include "ppa/common.h"
 
 namespace ppa {
 
-// Lives on the device, as int64 [3]: the first pending row, the number of live rows (they end before the cursor), and
-// how many keys were refused because they are not finite.
+// Stored on the device as int64 [3]: the first pending row (the cursor), the number of live rows (they end before the
+// cursor), and the number of keys that were refused because they were not finite.
 struct RingState {
   int64_t cursor, count, refused;
 };
 
-// A state read from the device; one that no commit leaves behind is taken for an empty ring: nothing is read out of
-// bounds.
+// Checks a state that was read from the device. An invalid state counts as an empty ring, so that nothing is read out
+// of bounds.
 PPA_INLINE RingState ring_checked(RingState state, int64_t rows) {
   const bool sound = state.cursor >= 0 && state.cursor < rows && state.count >= 0 && state.count <= rows;
   return sound ? state : RingState{0, 0, state.refused};
 }
 
-// The ring row of the oldest live key: live key j, 0 for the oldest, is in ring_row(ring_first(...), j, rows).
+// The ring row of the oldest live key. Live key j (0 is the oldest) is in ring_row(ring_first(...), j, rows).
 PPA_INLINE int64_t ring_first(int64_t cursor, int64_t count, int64_t rows) {
   return cursor >= count ? cursor - count : cursor - count + rows;
 }
@@ -35,13 +35,13 @@ PPA_INLINE Int ring_row(Int cursor, Int position, Int rows) {
   return row < rows ? row : row - rows;
 }
 
-// Whether a row holds a live key: its age, 0 for the newest, is below their number.
+// Whether a row holds a live key: its age (0 is the newest) is less than the number of live keys.
 PPA_INLINE bool ring_live(int64_t row, int64_t cursor, int64_t count, int64_t rows) {
   const int64_t age = cursor - 1 - row;
   return (age < 0 ? age + rows : age) < count;
 }
 
-// The state after a global step that wrote `written` keys: the oldest make room for them.
+// The state after a global step that wrote `written` keys. The oldest keys are dropped.
 PPA_INLINE RingState ring_commit(RingState state, int64_t written, int64_t size, int64_t rows) {
   const int64_t count = state.count + written;
   return {(state.cursor + written) % rows, count < size ? count : size, state.refused};

@@ -1,1 +1,1 @@
-"""The operations in plain PyTorch: the specification that every other backend is held to, and the fallback."""
+"""The operations in plain PyTorch: the specification of all other backends, and the fallback."""

@@ -15,12 +15,12 @@ def infonce(
     ring: Tensor,
     ring_groups: Tensor,
     state: Tensor,
-    positions: Tensor | None,
+    step_indices: Tensor | None,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, top-1 and dq as of the operator, in fp32, or in fp64 for fp64; the loss is differentiable too."""
+    """Loss, top-1 and dq as in ``ops.infonce``, in fp32, or in fp64 for fp64. The loss is differentiable."""
     live = live_rows(state, len(ring))
-    q, k, u = (_wide(rows) for rows in (query, positive, ring.masked_fill(~live[:, None], 0)))
+    q, k, u = (_at_least_fp32(rows) for rows in (query, positive, ring.masked_fill(~live[:, None], 0)))
     positive_logit = (q * k).sum(1, keepdim=True) / temperature
     negative_logits = q @ u.T / temperature
     not_negative = ~live[None, :] | (ring_groups[None, :] == groups[:, None])
@@ -29,11 +29,11 @@ def infonce(
     loss = (total - positive_logit).squeeze(1)
     top1 = (positive_logit > negative_logits).all(dim=1)
     p = torch.exp(negative_logits - total)
-    dq = (p @ u - p.sum(1, keepdim=True) * k) / temperature  # 1 - p+ is the sum of the negatives' p
-    if positions is not None:
-        enqueue(positive, groups, positions, ring, ring_groups, state)
+    dq = (p @ u - p.sum(1, keepdim=True) * k) / temperature  # 1 - p+ is the sum of p over the negatives
+    if step_indices is not None:
+        enqueue(positive, groups, step_indices, ring, ring_groups, state)
     return loss, top1, dq.detach()
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_fp32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,4 +1,4 @@
-"""The softmax cross-entropy of rows of logits, and its gradient in their place."""
+"""The softmax cross-entropy of rows of logits, with the gradient in place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def cross_entropy_(logits: Tensor, bias: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
-    """The softmax is taken in fp32 (of fp64 logits, in fp64)."""
+    """See ``ops.masked_lm_loss``. Computes the softmax in fp32, or in fp64 for fp64 logits."""
     bad = (labels < 0) | (labels >= vocab_size)
     if labels.device.type == "cpu" and bad.any():
         row = int(bad.nonzero()[0])

@@ -1,0 +1,1 @@
+"""Samples the pairs of a global step and packs them for the device."""

@@ -1,0 +1,1 @@
+"""Reads parallel text of any supported format into sentence pairs."""

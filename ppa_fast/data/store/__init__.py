@@ -1,0 +1,1 @@
+"""The token store: writes text as rows of token ids on disk and reads them back."""

@@ -1,1 +1,0 @@
-"""Fine-tuning of encoders on tasks, with sentences switched between languages."""
