@@ -28,14 +28,14 @@ def test_time_to_a_score_is_linear_between_points() -> None:
 
 
 def test_the_table_compares_with_the_best_peer_of_the_same_seed() -> None:
+    p_at_1 = {
+        "MNRL": [(10, 20), (10, 30), (10, 25)],
+        "ours, retrieval": [(20, 40), (30, 50), (25, 45)],
+        "ours, paper": [(1, 2)] * 3,
+    }
     runs = {
-        "MNRL": [{"points": points(0, 10, 20)}, {"points": points(0, 10, 30)}, {"points": points(0, 10, 25)}],
-        "ours, retrieval": [
-            {"points": points(0, 20, 40)},
-            {"points": points(0, 30, 50)},
-            {"points": points(0, 25, 45)},
-        ],
-        "ours, paper": [{"points": points(0, 1, 2)}] * 3,
+        name: {str(seed): {"points": points(0, *values)} for seed, values in enumerate(seeds)}
+        for name, seeds in p_at_1.items()
     }
     speed = {"MNRL": {"pairs_per_s": 100.4, "peak_bytes": 2**21}}
     table = peers_report.markdown(runs, speed)
