@@ -29,7 +29,7 @@ from ppa_fast.reporting.run import read_run
 from ppa_fast.settings import AlignSettings, Filters, LaunchSettings, Settings, read_yaml, takes, to_flags
 from ppa_fast.tasks.embedder import Embedder
 from ppa_fast.training.checkpoint import Checkpoints, read_state
-from ppa_fast.training.config import uses_cuda
+from ppa_fast.training.config import PRECISIONS, read_config, uses_cuda
 from ppa_fast.training.export import export
 from ppa_fast.training.launch import PACKAGE, launch, place
 from ppa_fast.training.measure import measure
@@ -155,13 +155,13 @@ def _chosen(settings: AlignSettings, folder: Path, dev: list[str]) -> dict[str, 
     if not (store / MANIFEST).exists():
         prepare(settings.pairs, settings.model, store, max_tokens, filters=Filters(exclude=tuple(dev)))
     pairs = read_manifest(store)["pairs"]
-    ranks, config = _config(given.get("deepspeed_config"), pairs)
+    ranks, config = _config(given.get("deepspeed_config"), pairs, run)
     batch = config["train_batch_size"]
     if Settings(**train).sentence_objective == "moco":
         train = {"queue_size": min(Settings(**train).queue_size, fitting_queue(pairs, batch)), **train}
 
     log.info("measuring the speed of training steps")
-    micro_batch, pairs_per_s = measure(Settings(**train), config)
+    micro_batch, pairs_per_s = measure(Settings(**train), config, ranks)
     write_json(config_file, {**config, "train_micro_batch_size_per_gpu": micro_batch})
     pairs_per_s *= ranks
     seen = epochs * pairs if epochs else min(max(pairs, PAIRS_SEEN), MOST_PASSES * pairs)
@@ -175,7 +175,7 @@ def _chosen(settings: AlignSettings, folder: Path, dev: list[str]) -> dict[str, 
     often = math.ceil(steps / EVALUATIONS)
     train = {"eval_every": often, "save_every": often, "keep": 1, **train}
 
-    precision = next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
+    precision = next((name for name in PRECISIONS if config.get(name, {}).get("enabled")), "fp32")
     log.info(
         f"chosen: recipe {recipe} ({why}); {precision}; {steps:,} steps of {batch} pairs in micro-batches of "
         f"{micro_batch}, {steps * batch / pairs:.1f} passes over {pairs:,} pairs; all choices are in {folder / CHOICES}"
@@ -220,17 +220,16 @@ def _max_tokens(model: str, tlm: bool) -> int:
     return min(Settings.max_tokens, length - 2, (positions - 3) // 2 if tlm else positions)
 
 
-def _config(given: str | None, pairs: int) -> tuple[int, dict[str, Any]]:
+def _config(given: str | None, pairs: int, run: Path) -> tuple[int, dict[str, Any]]:
     """The number of ranks on this machine, and the DeepSpeed configuration: that of a given file, or a ready one with a
     global batch that suits the number of pairs, and fp32 if the GPU has no bf16."""
     placement = place(LaunchSettings())
-    file = Path(given) if given else PACKAGE / "ds_configs" / placement.config
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     ranks = placement.ranks
     if given:
-        of_rank = config["train_batch_size"] // ranks
-        micro_batch = min(config.get("train_micro_batch_size_per_gpu", of_rank), of_rank)
-        return ranks, {**config, "train_micro_batch_size_per_gpu": micro_batch}
+        config = read_config(given, ranks, run).values
+        config.pop("gradient_accumulation_steps")  # it follows from the micro-batch, which may be reduced
+        return ranks, config
+    config = json.loads((PACKAGE / "ds_configs" / placement.config).read_text(encoding="utf-8"))
     config.pop("tensorboard", None)
     if uses_cuda() and not torch.cuda.is_bf16_supported(including_emulation=False):
         config = {name: value for name, value in config.items() if name not in ("bf16", "data_types")}

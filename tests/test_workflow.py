@@ -147,7 +147,7 @@ def chosen(monkeypatch, text, tiny, tmp_path):
         raise Launched
 
     monkeypatch.setattr(workflow, "launch", start)
-    monkeypatch.setattr(workflow, "measure", lambda settings, config: measure.Measured(4, 100.0))
+    monkeypatch.setattr(workflow, "measure", lambda settings, config, ranks: measure.Measured(4, 100.0))
 
     def run(**options):
         options = {"model": str(tiny.model), "pairs": text, "out": tmp_path / "out", **options}
@@ -182,6 +182,13 @@ def test_given_settings_of_train_replace_the_chosen_ones(chosen, tmp_path):
     assert json.loads((tmp_path / "out" / "deepspeed.json").read_text())["train_batch_size"] == 24
 
 
+def test_a_given_deepspeed_file_is_checked_before_training(text, tiny, tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1}}')
+    (tmp_path / "train.yaml").write_text(f"deepspeed_config: {tmp_path}/ds.json\n")
+    with pytest.raises(UserError, match=r"ds\.json: train_batch_size: not given"):
+        ppa_fast.align(str(tiny.model), text, tmp_path / "out", train_settings=tmp_path / "train.yaml")
+
+
 def test_what_no_stage_has_used_may_still_change(chosen, tiny, text, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="absent: no such file"):
@@ -210,12 +217,12 @@ def test_a_sentence_encoder_gets_the_retrieval_recipe(chosen, tiny, tmp_path):
     assert read_manifest(tmp_path / "out" / "store")["max_tokens"] == 22
 
 
-def test_precision_and_batch_suit_the_machine(monkeypatch):
+def test_precision_and_batch_suit_the_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(workflow, "uses_cuda", lambda: True)
     for bf16, ranks, pairs in ((True, 1, 10**6), (False, 1, 10**6), (True, 3, 10**6), (True, 1, 100)):
         monkeypatch.setattr(workflow, "place", lambda _, n=ranks: SimpleNamespace(ranks=n, config="gpu1.json"))
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, found=bf16: found)
-        found, config = workflow._config(None, pairs)
+        found, config = workflow._config(None, pairs, tmp_path)
         assert found == ranks
         assert ("bf16" in config) == bf16
         batch, micro_batch = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
@@ -237,17 +244,18 @@ def test_the_micro_batch_is_halved_until_it_fits(monkeypatch, tmp_path):
     tried = []
 
     def steps(settings):
-        micro_batch = json.loads(Path(settings.deepspeed_config).read_text())["train_micro_batch_size_per_gpu"]
-        tried.append(micro_batch)
+        written = json.loads(Path(settings.deepspeed_config).read_text())
+        micro_batch = written["train_micro_batch_size_per_gpu"]
+        tried.append((written["train_batch_size"], micro_batch))
         if micro_batch > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 50.0, 0.1 * micro_batch
 
     monkeypatch.setattr(measure, "_steps", steps)
     settings = Settings(deepspeed_config=str(tmp_path / "ds.json"))
-    found = measure.measure(settings, {"train_batch_size": 256, "train_micro_batch_size_per_gpu": 32})
+    found = measure.measure(settings, {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 32}, 2)
     assert found == measure.Measured(4, 50.0)  # 8 needs 80 % of the memory
-    assert tried == [32, 16, 8, 4]
+    assert tried == [(32, 32), (32, 16), (32, 8), (32, 4)]  # at most the 32 pairs of a rank
 
 
 def test_settings_name_at_most_one_limit():

@@ -21,7 +21,7 @@ from ppa_fast.training.step import TrainingStep
 log = logging.getLogger(__name__)
 
 TIMED_STEPS = 3  # after one step that is not timed
-MICRO_BATCHES = 2  # of a measured step, because a step of a single one takes a shorter path
+MOST_MICRO_BATCHES = 8  # of a measured step; with fewer, the share of the optimizer's update would be too large
 MOST_MEMORY = 0.5  # of the device: later micro-batches have longer sentences than those measured
 
 
@@ -32,20 +32,21 @@ class Measured(NamedTuple):
     pairs_per_s: float
 
 
-def measure(settings: Settings, config: Mapping[str, Any]) -> Measured:
+def measure(settings: Settings, config: Mapping[str, Any], ranks: int) -> Measured:
     """Runs a few training steps on one rank in this process, without a checkpoint or log.
 
     Halves the micro-batch until the steps need at most the share ``MOST_MEMORY`` of the device's memory.
 
     Args:
         settings: of the run. Its DeepSpeed file is written: ``config`` with the micro-batch and a small global batch.
-        config: the DeepSpeed configuration.
+        config: the DeepSpeed configuration, with the global batch of ``ranks`` ranks.
 
     Raises UserError as :func:`preflight.check`, and the error of the device if even one pair does not fit.
     """
     micro_batch = int(config["train_micro_batch_size_per_gpu"])
     while True:
-        sizes = {"train_batch_size": MICRO_BATCHES * micro_batch, "train_micro_batch_size_per_gpu": micro_batch}
+        micro_batches = min(MOST_MICRO_BATCHES, config["train_batch_size"] // (ranks * micro_batch))
+        sizes = {"train_batch_size": micro_batches * micro_batch, "train_micro_batch_size_per_gpu": micro_batch}
         write_json(Path(settings.deepspeed_config), {**config, **sizes})
         try:
             pairs_per_s, memory = _steps(settings)

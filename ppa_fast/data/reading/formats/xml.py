@@ -91,10 +91,7 @@ def _replacement(found: re.Match[bytes]) -> bytes:
             return found[0]
         return "".join(f"&#{ord(character)};" for character in _NAMED[name]).encode()
     number = int(found[1], 16) if found[1] else int(found[2] or 0)
-    allowed = (
-        number in (9, 10, 13) or 0x20 <= number < 0xD800 or 0xE000 <= number < 0xFFFE or 0xFFFF < number < 0x110000
-    )
-    return found[0] if allowed else _FORBIDDEN
+    return found[0] if any(low <= number <= high for low, high in _ALLOWED) else _FORBIDDEN
 
 
 def _is_utf_8(start: bytes) -> bool:
