@@ -37,8 +37,8 @@ def test_the_operations_are_those_that_torch_counts_but_for_attention(frozen):
     inputs = mlm.bert.embeddings(ids).detach().requires_grad_()  # the first layer's backward gives that of its input
     with FlopCounterMode(display=False) as counter:
         mlm(inputs_embeds=inputs if frozen <= 0 else inputs.detach()).logits.sum().backward()
-    # Attention has two products of its own forward and four backward, and none backward in the lowest frozen layer. They
-    # are subtracted by size: a linear layer too may run as a batched product (DeepSpeed's ZeRO-3 replaces F.linear).
+    # Attention has two products of its own forward and four backward; the lowest frozen layer has no backward. They are
+    # subtracted by size, because a linear layer may also run as a batched product: ZeRO-3 replaces F.linear.
     attention = (2 * 3 + 4 * (3 - max(frozen, 0))) * 2 * 6 * 40**2 * 64
     products = counter.get_total_flops() - attention
     products += (frozen > 0) * 3 * 2 * 64**2 * tokens  # the lowest trained layer's input needs no gradient; we count it
