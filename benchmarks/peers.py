@@ -8,7 +8,7 @@ folder of all-MiniLM-L6-v2 or multilingual-e5-small.
 
 Seconds are of the processor, so that other work on the machine counts little. First the speed of every competitor is
 measured. It gives the number of steps that fill --seconds, so that the learning rate schedule ends there. The seconds
-of ppa-fast include the store, which sentence-transformers does not need.
+of ppa-fast include the store, which sentence-transformers does not need; it has as many pairs as the run reads.
 
 A seed's results are one file of OUT/SETTING. A run that is in its file is not run again. The tables and the picture are
 made of all files there.
@@ -32,6 +32,7 @@ from measuring import commit, exit_status, processor
 from peers_report import report
 from real_text import find_data, random_encoder, split_all, tokenizer_files, write_pairs
 
+from ppa_fast.data.reading.corpus import read_eval_pairs
 from ppa_fast.data.store.prepare import prepare
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
@@ -41,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = 11_000
 TOKENS = 48  # of a sentence, without special tokens
 SPEED_STEPS = 16  # for the speed; the first quarter is not timed
+PREPARED_STEPS = 128  # of the store that shows how long a pair takes
 POINTS = 5  # evaluations of a run
 
 
@@ -86,8 +88,6 @@ class Run:
     name: str
     competitor: dict[str, Any]
     model: str
-    store: str
-    prepared: float  # processor seconds that making the store took
     train: dict[str, str]
     evaluations: dict[str, dict[str, str]]
     output: str
@@ -97,14 +97,16 @@ class Run:
     seed: int
     steps: int
     points: int
+    store: str = ""  # of ours
+    prepared: float = 0.0  # processor seconds that making the store took
 
 
 def make(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The text, the sentence-transformers folder and the store of a setting in ``folder``, once."""
+    """The text and the sentence-transformers folder of a setting in ``folder``, once."""
     made = folder / "made.json"
     if made.is_file():
         return dict(json.loads(made.read_text(encoding="utf-8")))
-    setting, text, model, store = SETTINGS[options.setting], folder / "text", folder / "model", folder / "store"
+    setting, text, model = SETTINGS[options.setting], folder / "text", folder / "model"
     text.mkdir(parents=True, exist_ok=True)
     nli, tatoeba = find_data(options.data)
     languages = setting.languages or tuple(sorted(set(nli) - {"en"}))
@@ -115,17 +117,26 @@ def make(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if options.model is None:
         random_encoder(base, tokenizer_files(text, languages), options.vocab_size, options.hidden)
     _sentence_encoder(base, model)
-    begin = _processor_seconds()
-    prepare(list(train.values()), str(model), store, max_tokens=TOKENS, workers=1)
     content = {
         "model": str(model),
-        "store": str(store),
-        "prepared": _processor_seconds() - begin,
         "train": train,
         "evaluations": {"held_out": held_out, "tatoeba": {code: tatoeba[code] for code in languages}},
     }
     write_text(made, json.dumps(content, indent=1))
     return content
+
+
+def make_store(made: dict[str, Any], folder: Path, pairs: int) -> dict[str, Any]:
+    """A store of about ``pairs`` random pairs in ``folder``, once: its path and the processor seconds that it took."""
+    store, file = folder / f"store-{pairs}", folder / f"store-{pairs}.json"
+    if not file.is_file():
+        specs = list(made["train"].values())
+        records = sum(len(read_eval_pairs(spec)[1]) for spec in specs)
+        begin = _processor_seconds()
+        prepare(specs, made["model"], store, max_tokens=TOKENS, workers=1, fraction=min(1.0, pairs / records))
+        content = {"store": str(store), "prepared": _processor_seconds() - begin}
+        write_text(file, json.dumps(content, indent=1))
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _processor_seconds() -> float:
@@ -183,7 +194,7 @@ def _start(run: Run, core: int) -> subprocess.Popen[bytes]:
 def measure(options: argparse.Namespace) -> None:
     """Runs what is missing, then writes the tables and the picture; raises UserError for a run that failed."""
     setting, folder = SETTINGS[options.setting], options.out / options.setting
-    made = make(options, folder)
+    made, batch = make(options, folder), options.batch or SETTINGS[options.setting].batch
 
     def planned(name: str, seed: int, steps: int, points: int) -> Run:
         competitor = COMPETITORS[name]
@@ -193,8 +204,9 @@ def measure(options: argparse.Namespace) -> None:
             name,
             competitor,
             **made,
+            **(make_store(made, folder, steps * batch) if "ours" in competitor else {}),
             output=str(output),
-            batch=options.batch or setting.batch,
+            batch=batch,
             learning_rate=options.learning_rate or rate,
             paper=setting.paper,
             seed=seed,
@@ -210,6 +222,8 @@ def measure(options: argparse.Namespace) -> None:
     for result in run_all(untimed, options.at_once):
         speed[result["name"]] = result
         write_text(speed_file, json.dumps(speed, indent=1))
+    sample = PREPARED_STEPS * batch
+    preparing = make_store(made, folder, sample)["prepared"] / sample  # seconds of a pair
     curves = [name for name in names if name in CURVES]
     for seed in options.seeds:
         file = folder / f"seed-{seed}.json"
@@ -218,9 +232,8 @@ def measure(options: argparse.Namespace) -> None:
         runs = []
         for name in todo:
             share, same = COMPETITORS[name].get("share", (1, name))
-            seconds = share * options.seconds - made["prepared"] * ("ours" in COMPETITORS[name])
-            rate = speed[same]["pairs_per_s"] / (options.batch or setting.batch)
-            steps = int(share * options.steps) if options.steps else int(seconds * rate)
+            pair = 1 / speed[same]["pairs_per_s"] + ("ours" in COMPETITORS[name]) * preparing
+            steps = int(share * options.steps) if options.steps else int(share * options.seconds / pair / batch)
             runs.append(planned(name, seed, max(POINTS, steps), POINTS))
         for result in run_all(runs, options.at_once):
             known[result["name"]] = result

@@ -53,7 +53,7 @@ class Curve:
             name: [read_eval_pairs(spec)[1:] for spec in specs.values()] for name, specs in run["evaluations"].items()
         }
         self.points: list[dict[str, float]] = []
-        self.seconds = run["prepared"] if "ours" in run["competitor"] else 0.0
+        self.seconds = run["prepared"]
         self.peak = 0
         self.marks: list[tuple[int, float]] = []
 

@@ -43,6 +43,7 @@ def at_least(bound: int) -> Check:
 
 POSITIVE = Check(lambda value: value > 0, "more than 0")
 SHARE = Check(lambda value: 0 <= value <= 1, "0 to 1")
+ABOVE_0 = Check(lambda value: 0 < value <= 1, "more than 0 and at most 1")
 PROBABILITY = Check(lambda value: 0 < value < 1, "a probability between 0 and 1")
 BELOW_1 = Check(lambda value: 0 <= value < 1, "0 or more and less than 1")
 SOME = Check(bool, "at least one")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ppa_fast.errors import UserError
-from ppa_fast.settings.options import REQUIRED, SHARE, Options, at_least, option
+from ppa_fast.settings.options import ABOVE_0, REQUIRED, SHARE, Options, at_least, option
 from ppa_fast.settings.train import TOKENS
 
 PAIRS_HELP = (
@@ -109,6 +109,12 @@ class PrepareSettings(Options):
         "maximum share of unknown tokens in a sentence; pairs with a larger share are rejected, because the model "
         "cannot distinguish such sentences",
         SHARE,
+        metavar="SHARE",
+    )
+    fraction: float = option(
+        1.0,
+        "share of the records to prepare, chosen at random; for a run that reads only a part of a large corpus",
+        ABOVE_0,
         metavar="SHARE",
     )
     append: bool = option(False, "add rows to the complete store in --out, which must have the same tokenizer")

@@ -22,8 +22,15 @@ def test_a_real_run_is_read_completely(trained):
         "en-ar": [0, 2, 4],
         "zh_Hant-en": [0, 2, 4],
     }
-    before, after = run.before_after()
-    assert (before["step"], after["step"]) == (0, 4)
+    assert [record["step"] for record in run.evaluations] == [0, 2, 4]
+
+
+@pytest.mark.parametrize(("means", "step"), [((0.5, 0.7, 0.6), 2), ((0.5, 0.6, 0.7), 4), ((0.5, 0.4, 0.3), 4)])
+def test_the_result_is_the_best_evaluation_or_else_the_last(tmp_path, means, step):
+    """As in export: step 0 has no checkpoint."""
+    records = [evaluation(number, de=mean) for number, mean in zip((0, 2, 4), means, strict=True)]
+    before, after = read_run(write_run(tmp_path / "run", evaluations=records)).before_after()
+    assert (before["step"], after["step"]) == (0, step)
 
 
 def test_a_run_without_steps_is_read(tmp_path):

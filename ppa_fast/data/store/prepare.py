@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from numpy.typing import NDArray
 
 from ppa_fast.data.reading.corpus import parse_pairs
@@ -65,13 +66,14 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive records of source ``number``, from record ``first``; ``pair`` is the index of its language pair."""
+    """Consecutive records of source ``number``, from record ``first``; ``pair`` is the index of its language pair. None
+    stands for a record outside of the fraction to prepare."""
 
     source: Source
     number: int
     pair: int
     first: int
-    items: list[Item]
+    items: list[Item | None]
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Encode:
                 rejects[record] = item
             elif isinstance(item, Drop):
                 drops.append(item)
+            elif item is None:
+                continue
             elif reason := check_pair(self.filters, item, source):
                 drops.append(Drop(source.paths[0], record, reason, item.a, item.b))
             else:
@@ -173,7 +177,7 @@ def _check_store(out: Path, append: bool) -> dict[str, Any] | None:
 
 def _prepare(settings: PrepareSettings, sources: Sequence[Source], out: Path) -> dict[str, Any]:
     """Does the work of :func:`prepare` in a locked folder."""
-    tokenizer, max_tokens, max_rejected = settings.tokenizer, settings.max_tokens, settings.max_rejected
+    tokenizer, max_tokens = settings.tokenizer, settings.max_tokens
     workers = settings.workers or min(available_cores(), MOST_WORKERS)
     base = _check_store(out, settings.append)  # again, because another prepare may have finished before the lock
     loaded = load_tokenizer(tokenizer)
@@ -200,6 +204,7 @@ def _prepare(settings: PrepareSettings, sources: Sequence[Source], out: Path) ->
         "tokenizer": fingerprint,
         "max_tokens": max_tokens,
         "max_unknown": settings.max_unknown,
+        "fraction": settings.fraction,
     }
     journal = _journal(out, arguments, base, sources)
     counts, names = journal.counts, list(journal.counts["language_pairs"])
@@ -224,7 +229,7 @@ def _prepare(settings: PrepareSettings, sources: Sequence[Source], out: Path) ->
             journal.save(out)
 
         end_shard()
-        for part in pool.map(_chunks(sources, names, [source["records"] for source in mine])):
+        for part in pool.map(_chunks(sources, names, [source["records"] for source in mine], settings.fraction)):
             writer.add(part.rows)
             for reject in part.rejects:
                 rejected.write(f"{reject}\n".encode("utf-8", "surrogateescape"))
@@ -236,14 +241,14 @@ def _prepare(settings: PrepareSettings, sources: Sequence[Source], out: Path) ->
             _count(part, counts, mine[part.number])
             read = sum(source.bytes_read for source in sources) // MEGABYTE
             progress.update(read - progress.done, f"{_total(mine, 'pairs'):,} pairs")
-            if not warned and _total(mine, "records") >= WARN_FROM and _rejected_error(mine, max_rejected):
-                log.warning(f"{_rejected_error(mine, max_rejected)}; see {out / REJECTED}")
+            if not warned and _total(mine, "records") >= WARN_FROM and (too_many := _rejected_error(mine, settings)):
+                log.warning(f"{too_many}; see {out / REJECTED}")
                 warned = True
             if writer.shard_rows >= ROWS_PER_SHARD:
                 end_shard()
         end_shard()
         samples.write(out)
-        _check_rejected(mine, counts, max_rejected, out)
+        _check_rejected(mine, counts, settings, out)
         special = special_ids(loaded)
         manifest = writer.finish(
             {
@@ -304,18 +309,30 @@ def _rejected_file(path: Path, size: int) -> Iterator[BinaryIO]:
         yield file
 
 
-def _chunks(sources: Sequence[Source], names: list[str], done: list[int]) -> Iterator[Chunk]:
+def _chunks(sources: Sequence[Source], names: list[str], done: list[int], fraction: float) -> Iterator[Chunk]:
     """Yields the chunks after the ``done`` records of each source; ``names`` lists the language pairs by index."""
     for number, (source, first) in enumerate(zip(sources, done, strict=True)):
-        items = islice(source.read(), first, None)
+        items: Iterator[Item | None] = islice(source.read(), first, None)
+        if fraction < 1:
+            items = _sampled(items, source.name, first, fraction)
         while chunk := take(items):
             yield Chunk(source, number, names.index(source.name), first + 1, chunk)
             first += len(chunk)
 
 
-def take(items: Iterator[Item]) -> list[Item]:
+def _sampled(items: Iterator[Item | None], name: str, first: int, fraction: float) -> Iterator[Item | None]:
+    """Replaces by None all but a ``fraction`` of the records of language pair ``name``, which start after ``first``.
+
+    A hash of name and record number chooses, so the choice does not depend on where a kill cut the reading.
+    """
+    limit = int(fraction * 2**64)
+    for record, item in enumerate(items, first + 1):
+        yield item if xxhash.xxh3_64_intdigest(f"{name} {record}".encode()) < limit else None
+
+
+def take(items: Iterator[Item | None]) -> list[Item | None]:
     """Takes the items of the next chunk."""
-    taken: list[Item] = []
+    taken: list[Item | None] = []
     characters = 0
     for item in items:
         taken.append(item)
@@ -348,21 +365,24 @@ def _total(sources: list[dict[str, Any]], what: str) -> int:
     return sum(source[what] for source in sources)
 
 
-def _rejected_error(sources: list[dict[str, Any]], max_rejected: float) -> str:
+def _rejected_error(sources: list[dict[str, Any]], settings: PrepareSettings) -> str:
     """Returns an error message if more records are rejected than allowed, or ""."""
-    rejected, records = _total(sources, "rejected"), _total(sources, "records")
-    if not records or rejected / records <= max_rejected:
+    rejected, records = _total(sources, "rejected"), round(settings.fraction * _total(sources, "records"))
+    allowed = settings.max_rejected
+    if not records or rejected / records <= allowed:
         return ""
-    return f"{rejected:,} of {records:,} records are unusable, more than --max-rejected {max_rejected:g} allows"
+    return f"{rejected:,} of {records:,} records are unusable, more than --max-rejected {allowed:g} allows"
 
 
-def _check_rejected(sources: list[dict[str, Any]], counts: dict[str, Any], max_rejected: float, out: Path) -> None:
+def _check_rejected(
+    sources: list[dict[str, Any]], counts: dict[str, Any], settings: PrepareSettings, out: Path
+) -> None:
     """Raises UserError if the complete text has no usable pair or too many rejected records."""
     records, found = _total(sources, "records"), f"{_by_reason(counts['rejected'])}; see {out / REJECTED}"
     if records == 0:
         files = ", ".join(file for source in sources for file in source["files"])
         raise UserError(f"--pairs: found no records in {files}, expected at least one pair")
-    if too_many := _rejected_error(sources, max_rejected):
+    if too_many := _rejected_error(sources, settings):
         raise UserError(f"{too_many}: {found}; with a larger share, prepare resumes from here")
     if _total(sources, "pairs") == 0:
         dropped = sum((Counter(each["dropped"]) for each in counts["language_pairs"].values()), Counter[str]())

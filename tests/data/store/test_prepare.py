@@ -166,12 +166,12 @@ def test_the_number_of_workers_does_not_change_a_byte(
 def test_chunks_are_bounded_by_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, pairs = write_corpus(tmp_path, 300)
     monkeypatch.setattr(module, "CHUNK_CHARACTERS", 1000)
-    chunks = list(module._chunks([parse_pairs(spec)], ["en-de"], [0]))
+    chunks = list(module._chunks([parse_pairs(spec)], ["en-de"], [0], 1))
     sizes = [sum(len(item.a) + len(item.b) for item in chunk.items) for chunk in chunks]
     assert all(1000 <= size < 1250 for size in sizes[:-1])
     assert [(item.a, item.b) for chunk in chunks for item in chunk.items] == pairs
     # The chunks are equal after the end of any chunk.
-    assert list(module._chunks([parse_pairs(spec)], ["en-de"], [chunks[3].first - 1])) == chunks[3:]
+    assert list(module._chunks([parse_pairs(spec)], ["en-de"], [chunks[3].first - 1], 1)) == chunks[3:]
 
 
 def test_filtered_pairs_are_dropped(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +316,28 @@ def test_a_high_share_of_rejected_records_gives_an_early_warning(
     (tmp_path / "t.tsv").write_text("no tab\n" + "a\tb\n" * 29)  # too few for a warning
     prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "store1", max_rejected=0.04)
     assert not caplog.records
+
+
+def test_a_fraction_of_the_records_is_prepared(tmp_path: Path, tokenizer: str) -> None:
+    """It is a subset in the same order, about as large as asked for; unusable records are a share of what is chosen."""
+    spec, pairs = write_corpus(tmp_path, 2_000)
+    manifest = prepare([spec], tokenizer, tmp_path / "store", fraction=0.25, max_tokens=200)
+    assert manifest["sources"][0]["records"] == 2_000
+    assert 440 <= manifest["pairs"] <= 560  # 3 standard deviations
+    store, everything = Store.open(tmp_path / "store"), iter((ids(a), ids(b)) for a, b in pairs)
+    assert all(
+        row(store, index) in everything for index in range(manifest["pairs"])
+    )  # in order: the iterator is used up
+    (tmp_path / "t.tsv").write_text(("a\tb\n" * 9 + "no tab\n") * 100)
+    with pytest.raises(UserError, match=r"of 200 records are unusable, more than --max-rejected 0\.04 allows"):
+        prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "bad", fraction=0.2, max_rejected=0.04)
+
+
+@pytest.mark.parametrize("first", [0, 1, 37])
+def test_the_fraction_does_not_depend_on_where_reading_resumes(first: int) -> None:
+    chosen = list(module._sampled(iter(range(100)), "en-de", 0, 0.3))
+    assert list(module._sampled(iter(range(first, 100)), "en-de", first, 0.3)) == chosen[first:]
+    assert chosen != list(module._sampled(iter(range(100)), "en-fr", 0, 0.3))
 
 
 def test_text_without_a_usable_pair_is_an_error(tmp_path: Path, tokenizer: str) -> None:
