@@ -30,11 +30,8 @@ OBJECTIVES: dict[str, dict] = {
 SPLITS: dict[str, tuple[int, dict]] = {  # ranks, DeepSpeed file
     "whole": (1, {"micro": 16}),
     "quarter": (1, {"micro": 4}),
-    "zero1": (1, {"micro": 16, "stage": 1}),
-    "zero2": (1, {"micro": 8, "stage": 2}),
     "zero3": (1, {"micro": 8, "stage": 3}),
     "zero1-bf16": (1, {"micro": 8, "stage": 1, "bf16": True}),
-    "2ranks": (2, {"micro": 8}),
     "2ranks-quarter": (2, {"micro": 2}),
     "2ranks-zero2-offload": (2, {"micro": 4, "stage": 2, "offload": True}),
     "2ranks-zero3": (2, {"micro": 4, "stage": 3}),

@@ -190,7 +190,6 @@ def start(tiny, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     [
         ("1", signal.SIGINT),
         pytest.param("2", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param("2", signal.SIGUSR1, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_stops_the_ranks_after_a_save(tiny, tmp_path, ranks, number):

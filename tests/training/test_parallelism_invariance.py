@@ -40,10 +40,8 @@ SPLITS = {  # world size, stage, bf16, offload, micro-batch
     "2ranks-zero2-bf16": (2, 2, True, False, 4),
     "2ranks-zero3-bf16-offload": (2, 3, True, True, 4),
     "4ranks": (4, 0, False, False, 4),
-    "4ranks-zero1": (4, 1, False, False, 2),
     "4ranks-zero2": (4, 2, False, False, 2),
     "4ranks-zero3": (4, 3, False, False, 2),
-    "4ranks-zero1-bf16": (4, 1, True, False, 2),
     "4ranks-zero2-bf16-offload": (4, 2, True, True, 2),
     "4ranks-zero3-bf16": (4, 3, True, False, 2),
 }

@@ -566,7 +566,7 @@ def test_a_killed_prepare_keeps_seen_pairs_and_samples(tmp_path: Path, three_sha
 
 @pytest.mark.slow
 def test_a_kill_at_any_call_is_resumed(tmp_path: Path, three_shards: dict[str, Any]) -> None:
-    outs = {number: tmp_path / str(number) for number in range(1, 60, 2)}  # every second call, to save time
+    outs = {number: tmp_path / str(number) for number in range(1, 60, 3)}  # every third call, to save time
     killed = run_killed(three_shards, [(kill, out) for number, out in outs.items() for kill in (number, 0)])
     assert 15 < killed < len(outs)  # the last attempts complete before the call
     for out in outs.values():
