@@ -51,9 +51,10 @@ class Settings(Options):
     )
     output: str = option("", "run folder")
     deepspeed_config: str = option("", "DeepSpeed JSON file: batch sizes, precision, ZeRO, clipping, monitor")
-    recipe: str = option(
-        "paper",
-        "named set of defaults; retrieval sets "
+    recipe: str | None = option(
+        None,
+        "named set of defaults (default: retrieval for a sentence-transformers folder if you give none of its "
+        "values, else paper); retrieval sets "
         + ", ".join(f"{name} {str(value).lower()}" for name, value in RECIPES["retrieval"].items()),
         choices=tuple(RECIPES),
     )
@@ -144,11 +145,11 @@ class Settings(Options):
     def __new__(cls, *args: Any, **given: Any) -> Settings:
         """Records which settings are given; the recipe sets the others."""
         self = super().__new__(cls)
-        self._set("_given", frozenset(given))
+        self._set("_given", frozenset([*given, *(f.name for f in fields(cls)[: len(args)])]))
         return self
 
     def __post_init__(self) -> None:
-        for name, value in RECIPES.get(self.recipe, {}).items():
+        for name, value in RECIPES.get(self.recipe or "", {}).items():
             if name not in self._given:
                 self._set(name, value)
         if isinstance(self.data, (str, Path)):  # a single value instead of a list
@@ -156,6 +157,14 @@ class Settings(Options):
         super().__post_init__()
         if not ((self.tlm and self.tlm_weight) or (self.moco and self.moco_weight)):
             raise UserError("tlm and moco: found both disabled or with weight 0, expected at least one objective")
+
+    def gives(self, name: str) -> bool:
+        """Whether a setting was given, and is not a default."""
+        return name in self._given
+
+    def replaced(self, **changes: Any) -> Settings:
+        """A copy with ``changes``. A recipe among them sets what was not given."""
+        return Settings(**{name: getattr(self, name) for name in self._given} | changes)
 
     @property
     def sentence_objective(self) -> str | None:

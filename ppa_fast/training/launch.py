@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import re
@@ -115,7 +114,7 @@ def launch(settings: Settings, flags: Sequence[str], options: LaunchSettings) ->
         print(shlex.join(words))
         return 0
     if options.hostfile is None:
-        preflight.check(dataclasses.replace(settings, **added), placement.ranks)
+        preflight.check(settings.replaced(**added), placement.ranks)
     log.info(f"$ {shlex.join(words)}")
     return _run(words)
 

@@ -26,9 +26,9 @@ from ppa_fast.model.encoder import lacks_lm_head, load_config, max_sequence
 from ppa_fast.model.families import FAMILIES, family_of
 from ppa_fast.model.folder import UNTOUCHED
 from ppa_fast.model.precision import has_fast_bf16
-from ppa_fast.model.sentence_transformer import TRAINED, SentenceModules, stated_pooling
+from ppa_fast.model.sentence_transformer import TRAINED, SentenceModules, is_sentence_encoder, stated_pooling
 from ppa_fast.settings import POOLINGS, Settings
-from ppa_fast.settings.train import WIDTH
+from ppa_fast.settings.train import RECIPES, WIDTH
 from ppa_fast.training.checkpoint import Checkpoints, read_state
 from ppa_fast.training.config import DeepSpeedConfig, read_config, uses_cuda
 from ppa_fast.training.distributed import rank
@@ -92,14 +92,16 @@ def check(settings: Settings, world_size: int) -> RunPlan:
             f"compile: ZeRO stage 3 ({config.path}) gathers weights by hooks that torch.compile does not see; expected "
             "stages 0 to 2, or no compile"
         )
+    model_config = load_config(settings.model)
+    if settings.recipe is None:
+        settings = settings.replaced(recipe=_recipe(settings))
     _check_queue(settings, config.batch)
     text = is_text(settings.data)
     opened = None if text else ConcatDataset.open(settings.data)
     evaluations = _read_evaluations(settings.eval_pairs)
     resume_from = Checkpoints(settings.output).resume_point()
     _check_output(settings, resume_from)
-    model_config = load_config(settings.model)
-    settings = dataclasses.replace(settings, pooling=_pooling(settings))
+    settings = settings.replaced(pooling=_pooling(settings))
     layers = model_config.num_hidden_layers
     for name in ("freeze_layers", "contrast_layer"):
         if abs(number := getattr(settings, name) or 0) > layers:
@@ -122,6 +124,12 @@ def check(settings: Settings, world_size: int) -> RunPlan:
     return RunPlan(
         settings, config, data, sampler, sampling_counts, tokenizer, evaluations, steps, bf16, resume_from, warnings
     )
+
+
+def _recipe(settings: Settings) -> str:
+    """The recipe by default: retrieval for a sentence encoder, unless a value that it sets is given."""
+    given = any(settings.gives(name) for name in RECIPES["retrieval"])
+    return "retrieval" if is_sentence_encoder(settings.model) and not given else "paper"
 
 
 def _check_queue(settings: Settings, batch: int) -> None:

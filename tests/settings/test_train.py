@@ -70,7 +70,7 @@ def test_instances_do_not_share_lists():
 
 
 def test_the_recipe_of_the_paper_equals_the_defaults():
-    assert Settings(recipe="paper") == Settings()
+    assert Settings(recipe="paper") == dataclasses.replace(Settings(), recipe="paper")
 
 
 def test_a_recipe_sets_values_that_are_not_given():
@@ -81,6 +81,14 @@ def test_a_recipe_sets_values_that_are_not_given():
     # A given value also takes precedence if it equals the default of the other recipe.
     assert Settings(recipe="retrieval", projection_dim=128).projection_dim == 128
     assert dataclasses.replace(over, steps=5) == Settings(recipe="retrieval", tlm=True, temperature=0.1, steps=5)
+
+
+def test_a_recipe_that_is_chosen_later_sets_what_was_not_given():
+    settings = Settings("m", temperature=0.1, tlm=True)
+    assert settings.replaced(steps=5) == Settings("m", temperature=0.1, tlm=True, steps=5)
+    later = settings.replaced(steps=5).replaced(recipe="retrieval")
+    assert later == Settings("m", temperature=0.1, tlm=True, steps=5, recipe="retrieval")
+    assert (later.contrast, later.tlm) == ("symmetric", True)
 
 
 def test_every_value_of_a_recipe_is_valid():

@@ -136,6 +136,19 @@ def test_the_pooling_comes_from_a_sentence_transformers_folder(options, tiny, tm
     assert plan(options, model=str(model), pooling="mean").settings.pooling == "mean"
 
 
+def test_a_sentence_transformers_folder_has_the_retrieval_recipe_unless_one_of_its_values_is_given(
+    options, tiny, tmp_path
+):
+    model = shutil.copytree(tiny.model, tmp_path / "sentences")
+    del options["queue_size"]
+    assert plan(options, model=str(model), queue_size=15).settings.recipe == "paper"
+    SentenceModules().write(model, 32, "mean", 50)
+    chosen = plan(options, model=str(model), temperature=0.1).settings
+    assert (chosen.recipe, chosen.contrast, chosen.tlm, chosen.temperature) == ("retrieval", "symmetric", False, 0.1)
+    assert plan(options, model=str(model), queue_size=15).settings.contrast == "moco"
+    assert plan(options, model=str(model), recipe="paper", queue_size=15).settings.tlm
+
+
 def test_a_store_of_another_tokenizer_is_an_error(options, tiny, tmp_path):
     files = [tiny.pairs[0].partition(":")[2].split(",")[0]]
     train_wordpiece(files, tmp_path / "other", vocab_size=90)
