@@ -16,6 +16,7 @@ from ppa_fast.errors import UserError
 from ppa_fast.model.sentence_transformer import stated_pooling
 from ppa_fast.settings import (
     POOLINGS,
+    RECIPES,
     FinetuneSettings,
     InitSettings,
     Options,
@@ -33,16 +34,17 @@ ENGLISH = "en"
 class Row:
     """A row of the table.
 
-    ``objectives``: the settings of its alignment (None: the base model, not aligned); ``encoder``: the row whose
+    ``objectives``: the settings of its alignment, before those of the plan (None: the base model, not aligned); ``encoder``: the row whose
     encoder it fine-tunes, possibly itself; ``switched``: whether it fine-tunes with code-switching.
     """
 
     title: str
-    objectives: Mapping[str, bool] | None
+    objectives: Mapping[str, Any] | None
     encoder: str
     switched: bool = False
 
 
+SYMMETRIC = {name: value for name, value in RECIPES["retrieval"].items() if name != "tlm"}
 ROWS = {
     "none": Row("no alignment", None, "none"),
     "tlm": Row("TLM only", {"moco": False}, "tlm"),
@@ -51,11 +53,14 @@ ROWS = {
     "ppa": Row("both (PPA)", {}, "ppa"),
     "switched": Row("code-switching only", None, "none", switched=True),
     "ppa-switched": Row("PPA + code-switching", {}, "ppa", switched=True),
+    "symmetric": Row("TLM + symmetric contrast", SYMMETRIC, "symmetric"),
+    "retrieval": Row("symmetric contrast only", {**SYMMETRIC, "tlm": False}, "retrieval"),
 }
-"""The rows of the paper's ablation, and code-switching without alignment ("switched")."""
+"""The rows of the paper's ablation, code-switching without alignment ("switched"), and the contrast of the recipe
+"retrieval" with and without TLM."""
 
 BASELINE = "none"
-PAPER = tuple(row for row in ROWS if row != "switched")
+PAPER = tuple(row for row in ROWS if row not in ("switched", "symmetric", "retrieval"))
 
 KINDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number"}
 

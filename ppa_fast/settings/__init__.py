@@ -23,4 +23,4 @@ from ppa_fast.settings.tasks import (
     PretrainSettings,
     RetrievalSettings,
 )
-from ppa_fast.settings.train import MAX_TOKENS_LIMIT, POOLINGS, Settings, objectives
+from ppa_fast.settings.train import MAX_TOKENS_LIMIT, POOLINGS, RECIPES, Settings, objectives

@@ -134,6 +134,16 @@ def test_rows_differ_only_in_the_option_that_names_them(values: dict[str, Any], 
     ]
 
 
+def test_the_symmetric_rows_replace_the_contrast_of_the_plan(values: dict[str, Any], tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path / "plan.yaml", values))
+    for row, tlm in (("symmetric", True), ("retrieval", False)):
+        by_name = {stage.name: stage for stage in seed_stages(plan, (row,), 0, tmp_path)}
+        words = " ".join(by_name[f"seed-0/{row}/run"].words)
+        for flag in ("contrast=symmetric", "queue-size=0", "projection-dim=0"):
+            assert words.count(f"--{flag}") == words.count(f"--{flag.partition('=')[0]}") == 1
+        assert ("--no-tlm" in words) != tlm
+
+
 def test_code_switching_without_alignment_equals_ppa_code_switching_from_the_base(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
