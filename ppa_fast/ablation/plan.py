@@ -34,8 +34,9 @@ ENGLISH = "en"
 class Row:
     """A row of the table.
 
-    ``objectives``: the settings of its alignment, before those of the plan (None: the base model, not aligned); ``encoder``: the row whose
-    encoder it fine-tunes, possibly itself; ``switched``: whether it fine-tunes with code-switching.
+    ``objectives``: the settings of its alignment, which replace those of the plan (None: the base model, not aligned);
+    ``encoder``: the row whose encoder it fine-tunes, possibly itself; ``switched``: whether it fine-tunes with
+    code-switching.
     """
 
     title: str
