@@ -19,13 +19,13 @@ environment. If none is installed and there is a compiler, the isolated environm
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 from importlib.machinery import PathFinder
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -63,10 +63,10 @@ def package_folder(name: str) -> Path | None:
 
 def torch_folder() -> Path | None:
     """Where torch lies, if its version is one that the libraries can be built with."""
-    found = next(iter(distributions(name="torch", path=PLACES)), None)
-    if found is None or tuple(map(int, found.version.split(".")[:2])) < TORCH:
-        return None
-    return package_folder("torch")
+    folder = package_folder("torch")
+    stated = folder / "version.py" if folder else None
+    found = re.search(r"__version__ = '(\d+)\.(\d+)", stated.read_text()) if stated and stated.is_file() else None
+    return folder if found and tuple(map(int, found.groups())) >= TORCH else None
 
 
 def compiler() -> str | None:

@@ -122,7 +122,7 @@ import ppa_fast
 from ppa_fast import cli
 for name in ppa_fast.__all__:
     getattr(ppa_fast, name)
-for command in ("sample --out out", "report run", "ablate plan.yaml --out out"):
+for command in ("sample --pairs 4 --out out", "report run", "ablate plan.yaml --out out"):
     assert cli.main(command.split()) == 2
 """
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}

@@ -97,7 +97,8 @@ def check(settings: Settings, world_size: int) -> RunPlan:
     text = is_text(settings.data)
     opened = None if text else ConcatDataset.open(settings.data)
     evaluations = _read_evaluations(settings.eval_pairs)
-    resume_from = Checkpoints(settings.output).resume_point()
+    warnings: list[str] = []
+    resume_from = Checkpoints(settings.output).resume_point(warnings.append)
     _check_output(settings, resume_from)
     model_config = load_config(settings.model)
     settings = dataclasses.replace(settings, pooling=_pooling(settings))
@@ -111,7 +112,7 @@ def check(settings: Settings, world_size: int) -> RunPlan:
     tokenizer = load_tokenizer(settings.model)
     data = opened or _prepare_store(settings)
     _check_model(settings, data, tokenizer, model_config)
-    warnings = _without_tensorboard(config)
+    warnings += _without_tensorboard(config)
     warnings += _queue_warnings(settings, len(data), config.batch) + _model_warnings(settings, model_config)
     sampler, sampling_counts = _plan_order(settings, data, config.batch)
     steps = settings.steps

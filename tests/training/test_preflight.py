@@ -64,6 +64,13 @@ def test_tensorboard_that_is_not_installed_is_disabled_with_a_warning(options, t
     ]
 
 
+def test_the_warning_about_a_damaged_checkpoint_is_in_the_plan_and_not_logged(options, monkeypatch, caplog):
+    """The launcher and every rank make the plan; rank 0 logs its warnings."""
+    monkeypatch.setattr(preflight.Checkpoints, "resume_point", lambda self, warn: warn("a file is damaged"))
+    assert plan(options).warnings[0] == "a file is damaged"
+    assert "damaged" not in caplog.text
+
+
 def test_a_valid_run_has_a_plan(options, tiny):
     good = plan(options)
     assert (good.config.batch, good.config.micro_batch, len(good.data)) == (8, 8, PAIRS)
