@@ -124,12 +124,9 @@ def architectures(nvcc: Path) -> list[str]:
     return [*(f"sm_{number}" for number in numbers), f"compute_{numbers[-1]}"]
 
 
-def find_ninja() -> str:
+def find_ninja() -> str | None:
     """The program ninja: on the PATH, as in an isolated build, or beside this Python."""
-    places = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
-    if (found := shutil.which("ninja", path=places)) is None:
-        raise SystemExit("ppa-fast: the build needs ninja, found none: pip install ninja")
-    return found
+    return shutil.which("ninja", path=os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")]))
 
 
 class Ninja:
@@ -166,7 +163,7 @@ class Ninja:
         path = self.folder / "build.ninja"
         if not path.exists() or path.read_text() != content:
             path.write_text(content)
-        if subprocess.run([find_ninja(), "-C", str(self.folder)]).returncode:
+        if subprocess.run([find_ninja() or "ninja", "-C", str(self.folder)]).returncode:
             raise SystemExit(
                 "ppa-fast: the native operations did not compile; the compiler's messages are above. They need a "
                 "compiler of C++20, such as g++ 11 (CXX=g++-11 selects one), and CUDA 12 or newer. PPA_FAST_CUDA=0 "
@@ -187,8 +184,13 @@ class BuildNative(build_ext):
         if wanted not in ("0", "1", "auto"):
             raise SystemExit(f"PPA_FAST_CUDA: found {wanted!r}, expected 0, 1 or auto")
         cxx, torch = compiler(), torch_folder()
-        if cxx is None or torch is None:
-            missing = "C++ compiler" if cxx is None else f"torch {TORCH[0]}.{TORCH[1]} or newer (pip install torch)"
+        needs = {
+            "C++ compiler": cxx,
+            f"torch {TORCH[0]}.{TORCH[1]} or newer (pip install torch)": torch,
+            "ninja (pip install ninja)": find_ninja(),
+        }
+        if cxx is None or torch is None or None in needs.values():
+            missing = next(name for name, found in needs.items() if found is None)
             if wanted == "1":
                 raise SystemExit(f"PPA_FAST_CUDA=1, but there is no {missing}")
             return print(f"ppa-fast: the native operations are not built: no {missing}")
