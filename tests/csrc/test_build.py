@@ -92,7 +92,7 @@ def test_a_failed_compilation_ends_with_what_to_do(sources, tmp_path):
         ({"PPA_FAST_CUDA": "yes"}, "PPA_FAST_CUDA: found 'yes', expected 0, 1 or auto"),
         ({"PPA_FAST_CUDA": "1", "CXX": "", "PATH": "/nowhere"}, "PPA_FAST_CUDA=1, but there is no C++ compiler"),
         ({"PPA_FAST_CUDA": "1", "CXX": "none"}, "PPA_FAST_CUDA=1, but there is no C++ compiler"),
-        ({"PPA_FAST_CUDA": "1", "CXX": "g++", "PATH": "/nowhere", "CUDA_HOME": ""}, "but there is no nvcc"),
+        ({"PPA_FAST_CUDA": "1", "CXX": sys.executable, "PATH": "/nowhere", "CUDA_HOME": ""}, "but there is no nvcc"),
         ({"PPA_FAST_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "hopper"}, "TORCH_CUDA_ARCH_LIST: found 'hopper'"),
     ],
 )
