@@ -1,4 +1,4 @@
-"""Builds the native operations; all else of packaging lives in pyproject.toml.
+"""Builds the native operations; all else of packaging lives in pyproject.toml, which names this file as build backend.
 
     ppa_fast/_C.so         the operations on the CPU      needs a C++ compiler
     ppa_fast/_C_cuda.so    the operations on CUDA         needs nvcc too
@@ -8,23 +8,29 @@ Both operation libraries use torch's stable ABI: one build serves every torch fr
 machine it was built on. The build is ninja's: incremental, in ``build/native``. What cannot be built is left out with a
 line that says why: the package works without (PyTorch's reference implementations).
 
+The build needs the headers of torch. It takes those of an installed torch, also where pip builds in an isolated
+environment. If none is installed and there is a compiler, the isolated environment gets a torch of its own.
+
     PPA_FAST_CUDA=0|1|auto   leave _C_cuda out, insist on it, or build it where nvcc is found (default)
-    TORCH_CUDA_ARCH_LIST     default 8.0;9.0;10.0; machine code for each, PTX for the last
-    CXX                      default g++, else c++
+    TORCH_CUDA_ARCH_LIST     default 8.0;9.0;10.0, those that nvcc knows; machine code for each, PTX for the last
+    CXX                      default g++, else c++; CXX=none leaves all libraries out
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from setuptools import Command, Distribution, setup
+from setuptools import Command, Distribution, build_meta, setup
+from setuptools.build_meta import *  # noqa: F403  # the hooks of a build backend; those below replace three of them
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -32,8 +38,10 @@ CSRC = ROOT / "csrc"
 HARNESS = ROOT / "tests" / "csrc"  # of the CUDA sources on a CPU
 BUILD = ROOT / "build" / "native"
 ARCHITECTURES = "8.0;9.0;10.0"
-TORCH_TARGET = "0x020b000000000000"  # the oldest torch that the libraries load in: 2.11
-
+TORCH = (2, 11)  # the oldest torch that the libraries load in
+TORCH_TARGET = f"0x{TORCH[0]:02x}{TORCH[1]:02x}000000000000"
+# Where packages are looked for: the second is hidden, but not moved, while pip builds in an isolated environment.
+PLACES = [*sys.path, sysconfig.get_path("purelib")]
 
 COMMON = ["-std=c++20", "-fPIC", "-g1", f"-I{CSRC / 'include'}", f"-I{CSRC}", "-Wall", "-Wextra"]
 COMMON += [f"-fmacro-prefix-map={CSRC}/="]  # messages name files as they stand in the repository
@@ -49,8 +57,36 @@ def torch_includes(torch: Path) -> list[str]:
 
 def package_folder(name: str) -> Path | None:
     """Where an installed package lies, without importing it (torch takes seconds)."""
-    found = importlib.util.find_spec(name)
+    found = PathFinder.find_spec(name, PLACES)
     return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+
+
+def torch_folder() -> Path | None:
+    """Where torch lies, if its version is one that the libraries can be built with."""
+    folder = package_folder("torch")
+    stated = folder / "version.py" if folder else None
+    found = re.search(r"__version__ = '(\d+)\.(\d+)", stated.read_text()) if stated and stated.is_file() else None
+    return folder if found and tuple(map(int, found.groups())) >= TORCH else None
+
+
+def compiler() -> str | None:
+    """The command of the C++ compiler, or None if there is none."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
+    return next((command for command in candidates if shutil.which(shlex.split(command)[0])), None)
+
+
+def _torch_requirement() -> list[str]:
+    return [f"torch>={TORCH[0]}.{TORCH[1]}"] if compiler() and not torch_folder() else []
+
+
+def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
+    """Called by pip and ``build`` (PEP 517): what the isolated environment of a build gets besides pyproject.toml's."""
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *_torch_requirement()]
+
+
+def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
+    """As above, of an editable installation (PEP 660)."""
+    return [*build_meta.get_requires_for_build_editable(config_settings), *_torch_requirement()]
 
 
 def find_nvcc() -> Path | None:
@@ -73,13 +109,24 @@ def cuda_root(nvcc: Path) -> Path | None:
     return next((root for root in roots if (root / "include" / "cuda_runtime.h").is_file()), None)
 
 
-def architectures() -> list[str]:
-    """Machine code for each of TORCH_CUDA_ARCH_LIST, as ``sm_90``, and PTX for the last, ``compute_90``."""
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
+def architectures(nvcc: Path) -> list[str]:
+    """Machine code for each of TORCH_CUDA_ARCH_LIST, as ``sm_90``, and PTX for the last, ``compute_90``.
+
+    Of the default list, those that this nvcc knows."""
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    listed = given or ARCHITECTURES
     numbers = [entry.removesuffix("+PTX").replace(".", "") for entry in listed.replace(" ", ";").split(";") if entry]
     if not numbers or not all(number.rstrip("af").isdigit() for number in numbers):
         raise SystemExit(f"TORCH_CUDA_ARCH_LIST: found {listed!r}, expected numbers such as 8.0;9.0")
+    if not given:
+        known = subprocess.run([str(nvcc), "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+        numbers = [number for number in numbers if f"sm_{number}" in known] or numbers
     return [*(f"sm_{number}" for number in numbers), f"compute_{numbers[-1]}"]
+
+
+def find_ninja() -> str | None:
+    """The program ninja: on the PATH, as in an isolated build, or beside this Python."""
+    return shutil.which("ninja", path=os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")]))
 
 
 class Ninja:
@@ -116,8 +163,12 @@ class Ninja:
         path = self.folder / "build.ninja"
         if not path.exists() or path.read_text() != content:
             path.write_text(content)
-        ninja = [sys.executable, "-m", "ninja"] if importlib.util.find_spec("ninja") else ["ninja"]
-        subprocess.run([*ninja, "-C", str(self.folder)], check=True)
+        if subprocess.run([find_ninja() or "ninja", "-C", str(self.folder)]).returncode:
+            raise SystemExit(
+                "ppa-fast: the native operations did not compile; the compiler's messages are above. They need a "
+                "compiler of C++20, such as g++ 11 (CXX=g++-11 selects one), and CUDA 12 or newer. PPA_FAST_CUDA=0 "
+                "leaves CUDA's library out; CXX=none leaves all libraries out: PyTorch's operations are then used."
+            )
 
 
 def _escape(path: Path) -> str:
@@ -132,10 +183,14 @@ class BuildNative(build_ext):
         wanted = os.environ.get("PPA_FAST_CUDA", "auto")
         if wanted not in ("0", "1", "auto"):
             raise SystemExit(f"PPA_FAST_CUDA: found {wanted!r}, expected 0, 1 or auto")
-        cxx = os.environ.get("CXX") or next((c for c in ("g++", "c++") if shutil.which(c)), None)
-        torch = package_folder("torch")
-        if cxx is None or torch is None:
-            missing = "C++ compiler" if cxx is None else "torch (install with --no-build-isolation)"
+        cxx, torch = compiler(), torch_folder()
+        needs = {
+            "C++ compiler": cxx,
+            f"torch {TORCH[0]}.{TORCH[1]} or newer (pip install torch)": torch,
+            "ninja (pip install ninja)": find_ninja(),
+        }
+        if cxx is None or torch is None or None in needs.values():
+            missing = next(name for name, found in needs.items() if found is None)
             if wanted == "1":
                 raise SystemExit(f"PPA_FAST_CUDA=1, but there is no {missing}")
             return print(f"ppa-fast: the native operations are not built: no {missing}")
@@ -157,19 +212,22 @@ class BuildNative(build_ext):
         cpu += ninja.objects("cxx", "cpu", sources("cpu"), hidden)
         ninja.library(package / "_C.so", cpu, link)
 
-        pybind11 = package_folder("pybind11")
-        if pybind11 and sources("host"):
-            python = [f"-isystem {sysconfig.get_paths()['include']}", f"-isystem {pybind11 / 'include'}"]
+        pybind11, headers = package_folder("pybind11"), Path(sysconfig.get_path("include"))
+        if pybind11 is None or not (headers / "Python.h").is_file():
+            missing = "pybind11 (pip install pybind11)" if pybind11 is None else "Python.h (Debian: python3-dev)"
+            print(f"ppa-fast: _packer is not built: no {missing}")
+        else:
+            python = [f"-isystem {headers}", f"-isystem {pybind11 / 'include'}"]
             packer = ninja.objects("cxx", "host", sources("host"), [*hidden, *python])
             ninja.library(package / f"_packer{sysconfig.get_config_var('EXT_SUFFIX')}", packer, ["-pthread"])
 
         if nvcc and cuda:
             device = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "-lineinfo"]
             device += [f"-I{CSRC / 'include'}", f"-I{CSRC}"]
-            device += [f"-gencode=arch=compute_{code.partition('_')[2]},code={code}" for code in architectures()]
-            named = f"-DPPA_ARCHITECTURES='\"{' '.join(architectures())}\"'"
-            headers = f"-isystem {cuda / 'include'}"
-            gpu = ninja.objects("cxx", "cuda_bindings", sources("bindings"), [*binding, headers, named])
+            codes = architectures(nvcc)
+            device += [f"-gencode=arch=compute_{code.partition('_')[2]},code={code}" for code in codes]
+            named = [f"-isystem {cuda / 'include'}", f"-DPPA_ARCHITECTURES='\"{' '.join(codes)}\"'"]
+            gpu = ninja.objects("cxx", "cuda_bindings", sources("bindings"), [*binding, *named])
             gpu += ninja.objects("nvcc", "cuda", sources("cuda"), device)
             folder = next((f for f in ("lib64", "lib") if (cuda / f / "libcudart_static.a").exists()), "lib")
             static = [f"-L{cuda / folder}", "-lcudart_static", "-ldl", "-lrt", "-pthread"]
@@ -195,7 +253,7 @@ class BuildSimt(Command):
         torch = package_folder("torch")
         if torch is None:
             raise SystemExit("build_simt needs torch")
-        ninja = Ninja(os.environ.get("CXX", "g++"), None, BUILD / "simt")
+        ninja = Ninja(compiler() or "g++", None, BUILD / "simt")
         checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
         flags = [*COMMON, f"-I{HARNESS}", "-O1", "-DPPA_SIMT", "-ffp-contract=off", "-Wno-unknown-pragmas", *checked]
         objects = ninja.objects("cxx", "bindings", sources("bindings"), [*flags, *torch_includes(torch)])
@@ -213,4 +271,5 @@ class NativeDistribution(Distribution):
         return True
 
 
-setup(cmdclass={"build_ext": BuildNative, "build_simt": BuildSimt}, distclass=NativeDistribution)
+if __name__ == "__main__":  # a frontend imports this file for its hooks; setuptools' hooks then run it
+    setup(cmdclass={"build_ext": BuildNative, "build_simt": BuildSimt}, distclass=NativeDistribution)

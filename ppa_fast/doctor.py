@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 
 import torch
 import torch.distributed as dist
@@ -27,7 +29,7 @@ def report() -> list[tuple[str, str]]:
         ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} CPU threads"),
         *((name, _version(name)) for name in PACKAGES),
         ("collectives", ", ".join(f"{name} {'yes' if there() else 'no'}" for name, there in COLLECTIVES.items())),
-        ("C++ compiler", _line(os.environ.get("CXX", "g++"), "--version")),
+        ("C++ compiler", _line(os.environ.get("CXX") or "g++", "--version")),
         ("nvcc", _line("nvcc", "--version", containing="release")),
         ("NVIDIA driver", _line("nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader")),
         ("operations on cpu", _operations("cpu")),
@@ -68,7 +70,7 @@ def _operations(device: str) -> str:
 def _cuda_library() -> str:
     path = library.LIBRARIES["cuda"]
     if not path.exists():
-        return "not built (see setup.py: nvcc, PPA_FAST_CUDA)"
+        return "not built, which needs nvcc"
     built = library.architectures(path)
     if built.startswith("unknown"):
         return built
@@ -83,11 +85,22 @@ def _next_step() -> str:
     cuda = torch.cuda.is_available() and library.why_not_native("cuda")
     if not cuda and not library.why_not_native("cpu") and not packing.WHY_NOT_NATIVE:
         return "everything is built: run make demo or ppa-fast --help"
-    needed = [os.environ.get("CXX", "g++")] + ["nvcc"] * bool(cuda)
+    needed = [os.environ.get("CXX") or "g++"] + ["nvcc"] * bool(cuda)
     missing = [program for program in needed if shutil.which(program) is None]
     them = "them" if len(missing) > 1 else "it"
     install = f"install {' and '.join(missing)} and put {them} on the PATH, then " if missing else ""
-    return f"{install}python setup.py build_ext --inplace"
+    return install + _build_command()
+
+
+def _build_command() -> str:
+    """Returns the command that builds the native operations: in this checkout, or by installing the package again."""
+    if (library.PACKAGE.parent / "setup.py").exists():
+        return "python setup.py build_ext --inplace"
+    try:
+        origin = json.loads(distribution("ppa-fast").read_text("direct_url.json") or "{}").get("url", "ppa-fast")
+    except PackageNotFoundError:
+        origin = "ppa-fast"
+    return f"pip install --force-reinstall --no-deps --no-cache-dir {shlex.quote(origin)}"
 
 
 def main() -> None:

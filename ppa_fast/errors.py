@@ -17,6 +17,15 @@ class UserError(ValueError):
     """
 
 
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Raises UserError, naming the extra of ppa-fast that installs it, if a package is missing in an import."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'ppa-fast[{extra}]'") from error
+
+
 def shortened(text: str, characters: int = 300) -> str:
     """Truncates a value for a message, because it may be a long line of binary data."""
     return text if len(text) <= characters else text[:characters] + "…"

@@ -28,10 +28,14 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     """Writes a complete folder ``out``: yields a temporary folder, which is renamed to ``out`` at the end.
 
     ``out`` may be a link to an empty folder. An error removes the temporary folder. Raises UserError as
-    :func:`check_new_folder`, and if the folder cannot be written.
+    :func:`check_new_folder`, and if the folder cannot be written, or replaced because it is a mount point or the folder
+    above it is read-only.
     """
     check_new_folder(out)
     folder = Path(out).resolve()
+    if folder.is_dir() and (os.path.ismount(folder) or not os.access(folder.parent, os.W_OK)):
+        reason = "is a mount point" if os.path.ismount(folder) else f"is in {folder.parent}, which is read-only"
+        raise UserError(f"{out}: {reason}, so it cannot be replaced at the end; expected a folder in it: {out}/NAME")
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

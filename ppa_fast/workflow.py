@@ -24,7 +24,6 @@ from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder, folder_lock, remove_folder, write_json
 from ppa_fast.model.encoder import lacks_lm_head, load_config, max_sequence
 from ppa_fast.model.sentence_transformer import SentenceModules, is_sentence_encoder
-from ppa_fast.reporting.page import report
 from ppa_fast.reporting.run import read_run
 from ppa_fast.settings import AlignSettings, Filters, LaunchSettings, Settings, read_yaml, takes, to_flags
 from ppa_fast.tasks.embedder import Embedder
@@ -55,7 +54,7 @@ class Aligned:
         folder: the aligned encoder.
         before, after: retrieval of translations before training and by the aligned encoder: ``{"mean": share, "pairs":
             {"en-de": {"a_to_b": share, "b_to_a": share, "n": sentences, …}}, …}``, see ``retrieval.summarise``.
-        run: the run folder. report: the HTML page.
+        run: the run folder. report: the HTML page, which is written if the extra ``report`` is installed.
     """
 
     folder: Path
@@ -100,7 +99,7 @@ def align(settings: AlignSettings) -> Aligned:
             _export(folder)
         page, found = folder / "report.html", read_run(folder / "run").before_after()
         if not page.exists():
-            report([folder / "run"], page, model=folder)
+            _report(folder, page)
         if found is None:
             raise UserError(f"{folder / 'run'}: found no evaluations before and after training, expected both")
         return Aligned(folder, *found, folder / "run", page)
@@ -253,6 +252,16 @@ def _train(train: dict[str, Any]) -> None:
     if not _done(settings):
         log.info("training was stopped and has saved; the same command resumes")
         raise KeyboardInterrupt
+
+
+def _report(folder: Path, page: Path) -> None:
+    """Writes the report of the run, if what it needs is installed."""
+    try:
+        from ppa_fast.reporting.page import report
+    except UserError as error:
+        log.warning(f"{page} is not written: {error}. Then give the same command again")
+    else:
+        report([folder / "run"], page, model=folder)
 
 
 def _done(settings: Settings) -> bool:

@@ -30,7 +30,7 @@ def test_missing_tools_are_reported(monkeypatch, tmp_path):
     found = dict(doctor.report())
     assert found["nvcc"] == "nvcc is not on the PATH"
     assert found["C++ compiler"] == "no-such-compiler is not on the PATH"
-    assert found["CUDA library"].startswith("not built")
+    assert found["CUDA library"] == "not built, which needs nvcc"
     assert doctor._version("no-such-package") == "not installed"
 
 
@@ -38,6 +38,16 @@ def test_an_unreadable_cuda_library_is_reported(monkeypatch, tmp_path):
     (tmp_path / "_C_cuda.so").write_bytes(b"no library")
     monkeypatch.setitem(library.LIBRARIES, "cuda", tmp_path / "_C_cuda.so")
     assert dict(doctor.report())["CUDA library"].startswith("unknown (")
+
+
+class Installed:
+    """Metadata of an installed package."""
+
+    origin: str | None = '{"url": "file:///sources/ppa-fast"}'
+
+    def read_text(self, name: str) -> str | None:
+        assert name == "direct_url.json"
+        return self.origin
 
 
 def test_the_next_step_is_reported(monkeypatch, tmp_path):
@@ -53,6 +63,13 @@ def test_the_next_step_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor._next_step() == f"install no-such-compiler and nvcc and put them on the PATH, then {build}"
+
+    monkeypatch.setattr(library, "PACKAGE", tmp_path / "site-packages" / "ppa_fast")
+    monkeypatch.setattr(doctor, "distribution", lambda name: Installed())
+    again = "pip install --force-reinstall --no-deps --no-cache-dir"
+    assert doctor._next_step().endswith(f"then {again} file:///sources/ppa-fast")
+    monkeypatch.setattr(Installed, "origin", None)  # from an index
+    assert doctor._next_step().endswith(f"then {again} ppa-fast")
 
     monkeypatch.setenv("PPA_FAST_BACKEND", "reference")
     assert doctor._next_step().startswith("unset PPA_FAST_BACKEND")

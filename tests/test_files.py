@@ -58,6 +58,20 @@ def test_a_new_folder(tmp_path: Path, kind: str) -> None:
     assert [path.name for path in place.parent.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize(
+    ("function", "answer", "reason"),
+    [("os.path.ismount", True, "is a mount point"), ("os.access", False, r"is in /\S+, which is read-only")],
+)
+def test_a_folder_that_cannot_be_replaced_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, answer: bool, reason: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(function, lambda *arguments: answer)
+    message = rf"^{tmp_path}/out: {reason}, so .*; expected a folder in it: {tmp_path}/out/NAME$"
+    with pytest.raises(UserError, match=message), new_folder(tmp_path / "out"):
+        pytest.fail("the work began")
+
+
 def test_a_new_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{tmp_path}/out: cannot be written: {FULL}"), new_folder(tmp_path / "out"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -25,14 +25,49 @@ def lower_bounds() -> dict[str, Version]:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project = pyproject["project"]
     listed = pyproject["build-system"]["requires"] + project["dependencies"]
-    for extra in ("langid", "datasets"):
+    for extra in ("report", "sample", "tensorboard", "langid", "datasets"):
         listed += project["optional-dependencies"][extra]
-    bounds = {}
+    bounds: dict[str, Version] = {}
     for requirement in map(Requirement, listed):
         (specifier,) = requirement.specifier
         assert specifier.operator == ">=", requirement
-        bounds[canonicalize_name(requirement.name)] = Version(specifier.version)
+        bound = Version(specifier.version)
+        assert bounds.setdefault(canonicalize_name(requirement.name), bound) == bound, requirement
     return bounds
+
+
+def tables(page: str) -> dict[str, list[str]]:
+    """Returns the first words of the rows of each section with a table whose header names a package."""
+    sections: dict[str, list[str]] = {}
+    for section in page.split("\n## ")[1:]:
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"]
+        if rows and "package" in rows[0]:
+            place = rows[0].index("package")
+            assert all(all(row) for row in rows), f"an empty cell: {section}"
+            sections[section.splitlines()[0]] = [" ".join(row[: place + 1]) for row in rows[2:]]
+    return sections
+
+
+def test_the_page_of_dependencies_has_a_row_for_each_and_no_other():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = pyproject["project"]
+
+    def names(requirements: list[str]) -> list[str]:
+        found = [Requirement(requirement).name for requirement in requirements]
+        return [name for name in found if name != "ppa-fast"]  # an extra of ours
+
+    extras = project["optional-dependencies"].items()
+    assert tables((ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")) == {
+        "To train and to evaluate": names(project["dependencies"]),
+        "To build the native operations": names(pyproject["build-system"]["requires"]),
+        "Extras": [f"{extra} {name}" for extra, listed in extras for name in names(listed)],
+    }
+
+
+def test_the_extra_all_has_every_extra_of_users():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (all_of_them,) = map(Requirement, extras["all"])
+    assert all_of_them.extras == extras.keys() - {"all", "test", "docs", "dev"}
 
 
 def constraints(name: str) -> dict[str, Version]:
@@ -75,6 +110,29 @@ def test_gpu_tests_and_benchmarks_need_no_other_packages(
     command = [str(tmp_path / "out") if word == "OUT" else word for word in command]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=small_environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def test_without_extras_the_rest_works_and_a_command_names_the_extra_it_needs(tmp_path: Path) -> None:
+    missing = ("matplotlib", "jinja2", "babel", "num2words", "tensorboard", "py3langid", "datasets")
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n", encoding="utf-8"
+    )
+    script = """
+import ppa_fast
+from ppa_fast import cli
+for name in ppa_fast.__all__:
+    getattr(ppa_fast, name)
+for command in ("sample --pairs 4 --out out", "report run", "ablate plan.yaml --out out"):
+    assert cli.main(command.split()) == 2
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert [error.partition(" is not installed: ")[2] for error in errors] == [
+        f"pip install 'ppa-fast[{extra}]'" for extra in ("sample", "report", "report")
+    ]
 
 
 @pytest.mark.parametrize("package", NOT_NEEDED)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-
 from ppa_fast.ablation.plan import BASELINE, ROWS
 from ppa_fast.ablation.report import NOT_MEASURABLE, cell, columns_of
+from ppa_fast.errors import needs_extra
+
+with needs_extra("report"):
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 COLORS = {"english": "#b8bec8", "others": "#d9622b"}
 LABELS = {"english": "English", "others": "mean over the other languages"}

@@ -18,7 +18,9 @@ def _align(settings: AlignSettings) -> None:
     from ppa_fast.workflow import align
 
     result = align(**vars(settings))
-    print(f"{format_table(result.after, result.before)}\n\nmodel in {result.folder}\nreport in {result.report}")
+    print(f"{format_table(result.after, result.before)}\n\nmodel in {result.folder}")
+    if result.report.exists():
+        print(f"report in {result.report}")
 
 
 def _train(arguments: argparse.Namespace) -> None:

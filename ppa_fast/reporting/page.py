@@ -10,10 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ppa_fast.data.reading.languages import is_code, is_english
-from ppa_fast.errors import UserError
+from ppa_fast.errors import UserError, needs_extra
 from ppa_fast.files import is_locked, write_text
 from ppa_fast.reporting import plots, vectors
 from ppa_fast.reporting.plots import Picture
@@ -21,6 +19,9 @@ from ppa_fast.reporting.run import RECENT, Run, read_run
 from ppa_fast.reporting.summary import at_a_glance, sentence
 from ppa_fast.settings import ReportSettings, takes
 from ppa_fast.tasks.retrieval import retrieval_scores
+
+with needs_extra("report"):
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
 WATCH_SECONDS = 30
 

@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from ppa_fast.errors import needs_extra
 from ppa_fast.reporting.vectors import Projection
+
+with needs_extra("report"):
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 WIDTH = 340  # points; a figure has 328 pixels on a phone that is 360 pixels wide
 COLORS = 10  # colours in the style sheet; further series reuse them with other dashes and markers

@@ -16,16 +16,17 @@ from random import Random
 from string import Formatter
 from typing import Any, NamedTuple
 
-from babel import Locale
-from babel.dates import get_day_names, get_month_names
-from babel.numbers import get_currency_name
-from babel.units import format_unit
-
-from ppa_fast.errors import UserError
+from ppa_fast.errors import UserError, needs_extra
 from ppa_fast.files import check_new_folder, write_errors
 from ppa_fast.progress import Progress
 from ppa_fast.sample.text import LANGUAGES, POOLS, SENTENCES, TOPICS, Language
 from ppa_fast.settings import SampleSettings, takes
+
+with needs_extra("sample"):
+    from babel import Locale
+    from babel.dates import get_day_names, get_month_names
+    from babel.numbers import get_currency_name
+    from babel.units import format_unit
 
 MODULUS = 20
 HELD_OUT = {0: "dev", 10: "test"}  # sum of a combination's indices modulo MODULUS → split; all other sums: train

@@ -13,7 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from num2words import num2words
+from ppa_fast.errors import needs_extra
+
+with needs_extra("sample"):
+    from num2words import num2words
 
 
 def _words(text: str) -> tuple[str, ...]:

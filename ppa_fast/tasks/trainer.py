@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ppa_fast.errors import UserError
+from ppa_fast.errors import UserError, full_disk
 from ppa_fast.hub import quiet
 from ppa_fast.progress import Progress
 
@@ -76,7 +76,15 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
 
 
 def train(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Runs a Trainer without its own output, resuming from ``checkpoint`` if given."""
+    """Runs a Trainer without its own output, resuming from ``checkpoint`` if given.
+
+    Raises UserError, naming the folder of the checkpoints, if the disk is full.
+    """
     trainer.remove_callback(PrinterCallback)
-    with quiet():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with quiet():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Exception as error:  # of the system, torch or safetensors
+        if reason := full_disk(error):
+            raise UserError(f"{trainer.args.output_dir}: cannot be written: {reason}") from error
+        raise

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from torch import Tensor
 from ppa_fast.errors import UserError
 from ppa_fast.files import follow_umask, remove_folder, sync, write_errors, write_text
 from ppa_fast.hub import check_finite
-from ppa_fast.training.distributed import rank
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +56,8 @@ class Checkpoints:
             raise UserError(f"{self.folder / name}: found {folder}, expected the name of an existing checkpoint folder")
         return path
 
-    def resume_point(self) -> Path | None:
-        """The checkpoint that a run resumes from: ``latest``, or with a warning the newest intact one before it.
+    def resume_point(self, warn: Callable[[str], object] = log.warning) -> Path | None:
+        """The checkpoint that a run resumes from: ``latest``, or the newest intact one before it, which ``warn`` tells.
 
         None if nothing is saved yet. Raises UserError, naming the file, if no checkpoint is intact (see :func:`check`),
         if a file cannot be read for lack of permission, or if ``latest`` was removed or names no checkpoint.
@@ -79,8 +78,7 @@ class Checkpoints:
             intact = self._intact(before=path.name)
             if intact is None:
                 raise UserError(f"{error}; {self._recovery_advice()}") from error
-            if rank() == 0:
-                log.warning(f"{error}; resuming from {intact.name}, the newest intact checkpoint before it")
+            warn(f"{error}; resuming from {intact.name}, the newest intact checkpoint before it")
             return intact
         return path
 

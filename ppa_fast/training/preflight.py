@@ -9,6 +9,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def check(settings: Settings, world_size: int) -> RunPlan:
     text = is_text(settings.data)
     opened = None if text else ConcatDataset.open(settings.data)
     evaluations = _read_evaluations(settings.eval_pairs)
-    resume_from = Checkpoints(settings.output).resume_point()
+    warnings: list[str] = []
+    resume_from = Checkpoints(settings.output).resume_point(warnings.append)
     _check_output(settings, resume_from)
     settings = settings.replaced(pooling=_pooling(settings))
     layers = model_config.num_hidden_layers
@@ -112,7 +114,8 @@ def check(settings: Settings, world_size: int) -> RunPlan:
     tokenizer = load_tokenizer(settings.model)
     data = opened or _prepare_store(settings)
     _check_model(settings, data, tokenizer, model_config)
-    warnings = _queue_warnings(settings, len(data), config.batch) + _model_warnings(settings, model_config)
+    warnings += _without_tensorboard(config)
+    warnings += _queue_warnings(settings, len(data), config.batch) + _model_warnings(settings, model_config)
     sampler, sampling_counts = _plan_order(settings, data, config.batch)
     steps = settings.steps
     if steps is None:
@@ -292,6 +295,18 @@ def fitting_queue(pairs: int, batch: int) -> int:
 def fitting_momentum(steps: int) -> float:
     """The highest momentum of the key encoder that gives no warning."""
     return max(0.0, math.floor(1000 * (1 - 1 / (steps * MOMENTUM_SHARE)) + 1e-6) / 1000)
+
+
+def _without_tensorboard(config: DeepSpeedConfig) -> list[str]:
+    """Disables TensorBoard, with a warning, if the file enables it and it is not installed."""
+    block = config.values.get("tensorboard", {})
+    if not block.get("enabled") or find_spec("tensorboard"):
+        return []
+    block["enabled"] = False
+    return [
+        f"{config.path}: tensorboard: enabled, but not installed: pip install 'ppa-fast[tensorboard]'. Without it, "
+        "metrics.jsonl has the same figures"
+    ]
 
 
 def _queue_warnings(settings: Settings, pairs: int, batch: int) -> list[str]:

@@ -65,7 +65,10 @@ def train(settings: Settings) -> dict[str, Any]:
                 log.warning(warning)
         device = ends.enter_context(distributed.started())
         if distributed.rank() == 0 and (reason := library.why_not_native(device.type)):
-            log.warning(f"the operations run on PyTorch's reference implementations: {reason}")
+            log.warning(
+                f"the operations run on PyTorch's reference implementations, which are slower: {reason}; "
+                "ppa-fast doctor says how to build the native ones"
+            )
         trainer = Trainer(plan, device)
         ends.callback(trainer.close)
         return trainer.fit()

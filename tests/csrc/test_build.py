@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from ast import literal_eval
 
 import pytest
 
@@ -28,12 +29,70 @@ def test_a_build_without_a_compiler_prints_a_note_and_succeeds(tmp_path):
     assert not list((tmp_path / "out").rglob("*.so"))
 
 
+PROGRAMS = {
+    "a broken compiler": "echo no C++ 20 >&2; exit 1",
+    # It writes empty objects, so that the hooks and the order of a build are tested in seconds.
+    "a compiler": 'while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; [ "$1" = -MF ] && echo x: > "$2"; shift; done',
+}
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """A copy of what a build needs, and a folder of programs with the compilers of PROGRAMS."""
+    copy = tmp_path / "sources"
+    for folder in ("csrc", "ppa_fast"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, copy)
+    for name, text in PROGRAMS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "g++").write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name / "g++").chmod(0o755)
+    return copy
+
+
+def requested(sources, **environment) -> list[str]:
+    """What an isolated build of a wheel installs besides pyproject.toml's requirements."""
+    script = "import sys; sys.path.insert(0, '.'); import setup; print(setup.get_requires_for_build_wheel())"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=sources, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return literal_eval(done.stdout.splitlines()[-1])
+
+
+def test_an_isolated_build_gets_a_torch_if_there_is_a_compiler_and_none_is_installed(sources, tmp_path):
+    compiler = str(tmp_path / "a compiler")
+    assert requested(sources, PATH=compiler, CXX="") == []  # this Python has torch
+    setup, places = (sources / "setup.py").read_text(), 'PLACES = [*sys.path, sysconfig.get_path("purelib")]'
+    assert places in setup
+    (sources / "setup.py").write_text(setup.replace(places, "PLACES = ['site']"))
+    assert requested(sources, PATH=compiler, CXX="") == ["torch>=2.11"]
+    (sources / "site" / "torch").mkdir(parents=True)
+    (sources / "site" / "torch" / "__init__.py").touch()
+    (sources / "site" / "torch" / "version.py").write_text("__version__ = '2.10.1+cpu'\n")
+    assert requested(sources, PATH=compiler, CXX="") == ["torch>=2.11"]
+    assert requested(sources, PATH=str(tmp_path), CXX="") == []  # without a compiler, it would be of no use
+
+
+def test_a_failed_compilation_ends_with_what_to_do(sources, tmp_path):
+    pytest.importorskip("ninja")
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path / "out")]
+    path = f"{tmp_path / 'a broken compiler'}{os.pathsep}{os.defpath}"
+    environment = os.environ | {"PATH": path, "CXX": "", "PPA_FAST_CUDA": "0"}
+    done = subprocess.run(command, cwd=sources, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ppa-fast: the native operations did not compile")
+    assert "CXX=none leaves all libraries out" in last
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
         ({"PPA_FAST_CUDA": "yes"}, "PPA_FAST_CUDA: found 'yes', expected 0, 1 or auto"),
         ({"PPA_FAST_CUDA": "1", "CXX": "", "PATH": "/nowhere"}, "PPA_FAST_CUDA=1, but there is no C++ compiler"),
-        ({"PPA_FAST_CUDA": "1", "CXX": "g++", "PATH": "/nowhere", "CUDA_HOME": ""}, "but there is no nvcc"),
+        ({"PPA_FAST_CUDA": "1", "CXX": "none"}, "PPA_FAST_CUDA=1, but there is no C++ compiler"),
+        ({"PPA_FAST_CUDA": "1", "CXX": sys.executable, "PATH": "/nowhere", "CUDA_HOME": ""}, "but there is no nvcc"),
         ({"PPA_FAST_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "hopper"}, "TORCH_CUDA_ARCH_LIST: found 'hopper'"),
     ],
 )

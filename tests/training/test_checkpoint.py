@@ -190,6 +190,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(saved, nam
     DAMAGES[damage](file)
     assert saved.resume_point() == saved.path(4)
     (message,) = caplog.messages
+    warnings: list[str] = []
+    assert saved.resume_point(warnings.append) == saved.path(4)
+    assert warnings == caplog.messages == [message]  # not logged again
     assert re.match(rf"{file}: (cannot be read: |found [\d,]+ bytes, expected )", message)
     assert message.endswith("; resuming from step-00000004, the newest intact checkpoint before it")
     saved.rewind(4)

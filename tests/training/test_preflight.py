@@ -51,6 +51,26 @@ def refused(options: dict, message: str, **more) -> str:
     return str(caught.value)
 
 
+def test_tensorboard_that_is_not_installed_is_disabled_with_a_warning(options, tmp_path, monkeypatch):
+    (tmp_path / "board.json").write_text(json.dumps({"train_batch_size": 8, "tensorboard": {"enabled": True}}))
+    made = plan(options, deepspeed_config=str(tmp_path / "board.json"))
+    assert made.config.values["tensorboard"]["enabled"]
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    without = plan(options, deepspeed_config=str(tmp_path / "board.json"))
+    assert not without.config.values["tensorboard"]["enabled"]
+    assert [w for w in without.warnings if w not in made.warnings] == [
+        f"{tmp_path / 'board.json'}: tensorboard: enabled, but not installed: pip install 'ppa-fast[tensorboard]'. "
+        "Without it, metrics.jsonl has the same figures"
+    ]
+
+
+def test_the_warning_about_a_damaged_checkpoint_is_in_the_plan_and_not_logged(options, monkeypatch, caplog):
+    """The launcher and every rank make the plan; rank 0 logs its warnings."""
+    monkeypatch.setattr(preflight.Checkpoints, "resume_point", lambda self, warn: warn("a file is damaged"))
+    assert plan(options).warnings[0] == "a file is damaged"
+    assert "damaged" not in caplog.text
+
+
 def test_a_valid_run_has_a_plan(options, tiny):
     good = plan(options)
     assert (good.config.batch, good.config.micro_batch, len(good.data)) == (8, 8, PAIRS)

@@ -43,7 +43,7 @@ from ppa_fast.data.store.store import (
 from ppa_fast.data.store.tokenize import TextTokenizer, load_tokenizer, special_ids, tokenizer_fingerprint
 from ppa_fast.data.store.workers import Workers, available_cores
 from ppa_fast.errors import UserError
-from ppa_fast.files import folder_lock
+from ppa_fast.files import folder_lock, write_errors
 from ppa_fast.progress import Progress
 from ppa_fast.settings import Filters, PrepareSettings, takes
 from ppa_fast.version import __version__
@@ -222,8 +222,9 @@ def _prepare(settings: PrepareSettings, sources: Sequence[Source], out: Path) ->
 
         def end_shard() -> None:
             writer.end_shard()
-            rejected.flush()
-            os.fsync(rejected.fileno())
+            with write_errors(out / REJECTED):
+                rejected.flush()
+                os.fsync(rejected.fileno())
             journal.shards, journal.rejected_bytes = writer.shards, rejected.tell()
             journal.dropped = samples.to_json()
             journal.save(out)
@@ -232,7 +233,8 @@ def _prepare(settings: PrepareSettings, sources: Sequence[Source], out: Path) ->
         for part in pool.map(_chunks(sources, names, [source["records"] for source in mine], settings.fraction)):
             writer.add(part.rows)
             for reject in part.rejects:
-                rejected.write(f"{reject}\n".encode("utf-8", "surrogateescape"))
+                with write_errors(out / REJECTED):
+                    rejected.write(f"{reject}\n".encode("utf-8", "surrogateescape"))
                 if reject.reason.startswith(UNKNOWN) and reject.reason not in unknown:
                     unknown.add(reject.reason)
                     log.warning(f"{reject}: the tokenizer {tokenizer} does not cover this script; see --max-unknown")
@@ -299,7 +301,9 @@ def _journal(out: Path, arguments: dict[str, Any], base: dict[str, Any] | None, 
 @contextmanager
 def _rejected_file(path: Path, size: int) -> Iterator[BinaryIO]:
     """Opens the file of rejected records, truncated to ``size``, for appending."""
-    with path.open("ab") as file:
+    with write_errors(path):
+        file = path.open("ab")
+    try:
         if file.tell() < size:
             raise UserError(
                 f"{path}: found {file.tell():,} bytes, expected {size:,}; remove {path.parent} and run prepare again"
@@ -307,6 +311,9 @@ def _rejected_file(path: Path, size: int) -> Iterator[BinaryIO]:
         file.truncate(size)
         file.seek(size)
         yield file
+    finally:
+        with write_errors(path):  # closing writes what is left in the buffer
+            file.close()
 
 
 def _chunks(sources: Sequence[Source], names: list[str], done: list[int], fraction: float) -> Iterator[Chunk]:

@@ -1,8 +1,11 @@
+import errno
 import gzip
+import io
 import itertools
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -301,6 +304,40 @@ def test_too_many_rejected_records_are_an_error(
         assert prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, out, max_rejected=0.15)["pairs"] == 17
     assert len((out / "rejected.tsv").read_text().splitlines()) == 3
     assert not (out / "journal.json").exists()
+
+
+def test_a_full_disk_while_rejected_records_are_written_names_their_file(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, content: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "t.tsv").write_text("a\tb\n" * 17 + "no tab\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "fsync", lambda descriptor: None)
+        patch.setattr(Full, "fileno", lambda self: 0)
+        patch.setattr(module, "_rejected_file", lambda path, size: Full())
+        with pytest.raises(UserError, match=rf"^{tmp_path}/store/rejected.tsv: cannot be written: no space is left"):
+            prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "store", max_rejected=0.5)
+    assert prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "store", max_rejected=0.5)["pairs"] == 17
+
+
+def test_closing_the_file_of_rejected_records_on_a_full_disk_names_it(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        with module._rejected_file(tmp_path / "rejected.tsv", 0) as file:
+            file.write(b"x" * 100)  # into the buffer
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(UserError, match=rf"^{tmp_path}/rejected.tsv: cannot be written: File too large"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_a_high_share_of_rejected_records_gives_an_early_warning(
