@@ -256,11 +256,15 @@ def test_translations_of_a_sentence_have_one_id_and_row(tmp_path: Path) -> None:
 
 
 def test_files_of_predictions_are_scored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    gold = [f"en:{write(tmp_path / 'en', 'a NOUN\nb VERB\n\nc NOUN\n')}", f"es:{write(tmp_path / 'es', CONLLU)}"]
-    predictions = [
-        f"es:{write(tmp_path / 'es.txt', CONLLU.replace('PRON', 'X'))}",
-        f"en:{write(tmp_path / 'en.txt', 'NOUN\nNOUN\n\nNOUN\n')}",
-    ]
+    texts = {
+        "en": "a NOUN\nb VERB\n\nc NOUN\n",
+        "es": CONLLU,
+        "en.txt": "NOUN\nNOUN\n\nNOUN\n",
+        "es.txt": CONLLU.replace("PRON", "X"),
+    }
+    files = {name: write(tmp_path / name, text) for name, text in texts.items()}
+    gold = [f"{code}:{files[code]}" for code in ("en", "es")]
+    predictions = [f"{code}:{files[f'{code}.txt']}" for code in ("es", "en")]
     result = evaluate("tagging", gold=gold, predictions=predictions)
     assert result == {
         "accuracy": pytest.approx((2 / 3 + 3 / 4) / 2),
