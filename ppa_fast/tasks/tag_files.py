@@ -81,16 +81,20 @@ def _sentences(
     rejected: list[RejectedSentence] = []
     for block in _blocks(lines):
         row, index = len(sentences) + len(rejected), ""
-        words, bad = [], []
+        words: list[tuple[str, str]] = []
+        bad: list[RejectedSentence] = []
         for number, line, problem in block:
             if not problem and layout.is_comment(line):
                 index = layout.index(line) or index
-            elif found := problem or layout.word(line):
-                reason = found if isinstance(found, str) else unexpected_label(found[1], labels)
-                if reason:
-                    bad.append(RejectedSentence(path, number, reason, row))
-                else:
-                    words.append(found)
+                continue
+            found = problem or layout.word(line)
+            if found is None:
+                continue
+            reason = found if isinstance(found, str) else unexpected_label(found[1], labels)
+            if isinstance(found, str) or reason:
+                bad.append(RejectedSentence(path, number, reason, row))
+            else:
+                words.append(found)
         if bad:
             rejected.append(bad[0])
         elif words:
