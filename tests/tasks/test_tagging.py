@@ -181,7 +181,7 @@ def test_a_mixture_of_entities_and_parts_of_speech_is_an_error() -> None:
 
 @pytest.fixture(scope="module")
 def task(tiny: Tiny) -> TaggingTask:
-    return TaggingTask(load_tokenizer(str(tiny.tokenizer)), 16, ("A", "B"))
+    return TaggingTask(load_tokenizer(str(tiny.tokenizer)), 16, tuple("ABCDEFGH"))
 
 
 def sentences_of(rng: random.Random, count: int) -> list[TaggedSentence]:
@@ -217,7 +217,7 @@ def test_every_word_is_labelled_once_at_its_first_subword(task: TaggingTask) -> 
 def test_predictions_equal_those_of_single_windows(
     task: TaggingTask, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = (PACKED | PADDED)[family].to_dict() | {"vocab_size": len(task.tokenizer), "num_labels": 2}
+    values = (PACKED | PADDED)[family].to_dict() | {"vocab_size": len(task.tokenizer), "num_labels": 8}
     torch.manual_seed(0)
     model = AutoModelForTokenClassification.from_config(AutoConfig.for_model(**values)).eval()
     if getattr(model.config, "type_vocab_size", 1) < 2:
@@ -226,7 +226,7 @@ def test_predictions_equal_those_of_single_windows(
     monkeypatch.setattr(tagging, "CHUNK", 4)
     examples = sentences_of(random.Random(1), 6)
     predicted = task.predict(model, examples, None)
-    assert len({tag for tags in predicted for tag in tags}) == 2
+    assert len({tag for tags in predicted for tag in tags}) > 1
     for example, tags in zip(examples, predicted, strict=True):
         expected = []
         for piece in range(int(task.pieces(task.lengths([example])))):
