@@ -37,6 +37,7 @@ VERBS = [
     ["evaluate", "qa"],
     ["evaluate", "nli"],
     ["evaluate", "classify"],
+    ["evaluate", "tagging"],
     ["evaluate", "align"],
     ["evaluate", "mine"],
     ["finetune"],

@@ -69,7 +69,8 @@ KINDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number"}
 Values = dict[str, Any]
 PRETRAIN = ("steps", "epochs", "batch", "learning_rate", "max_tokens")
 FINETUNE = ("epochs", "batch", "micro_batch", "learning_rate", "max_tokens", "max_rejected")
-TASKS = {"retrieval": ("pooling", "layer"), "nli": FINETUNE, "classify": FINETUNE, "qa": (*FINETUNE, "metric")}
+TASKS = {"retrieval": ("pooling", "layer"), **dict.fromkeys(("nli", "classify", "tagging"), FINETUNE)}
+TASKS |= {"qa": (*FINETUNE, "metric")}
 TOKENIZER = ("vocab_size",)
 PREPARE = ("max_tokens",)
 # Options set by the ablation itself: paths, and what differs between seeds and rows.

@@ -18,9 +18,9 @@ from ppa_fast.tasks.tables import markdown_table, spread
 SIGNIFICANT = 0.05
 MARK = "*"
 NOT_MEASURABLE = "not measurable at this size"
-METRICS = {"retrieval": "accuracy en→xx", "nli": "accuracy", "classify": "accuracy", "qa": "F1"}
 CHANCE = dict.fromkeys(("nli", "classify"), "predicting the most frequent class") | {
-    "qa": "answering with the complete context"
+    "qa": "answering with the complete context",
+    "tagging": "predicting the most frequent tag",
 }
 FIGURES = {"english": "en", "others": "others"}
 
@@ -50,8 +50,16 @@ def read_scores(file: Path, task: str) -> dict[str, float]:
             from_english = is_english(pair.split("-")[0])
             scores[_foreign(pair)] = 100 * found["a_to_b" if from_english else "b_to_a"]
         return scores
-    metric, scale = ("f1", 1) if task == "qa" else ("accuracy", 100)
-    return {code: scale * found[metric] for code, found in content["test"].items()}
+    scale = 1 if task == "qa" else 100
+    return {code: scale * found.get("f1", found.get("accuracy")) for code, found in content["test"].items()}
+
+
+def read_metric(file: Path, task: str) -> str:
+    """The metric of ``read_scores``."""
+    if task == "retrieval":
+        return "accuracy en→xx"
+    scores = json.loads(file.read_text(encoding="utf-8"))["test"]
+    return "F1" if "f1" in next(iter(scores.values())) else "accuracy"
 
 
 def read_sizes(file: Path, task: str) -> dict[str, int]:
@@ -118,9 +126,10 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
         if not runs:
             continue
         rows = {row: _row(found, runs.get(BASELINE) if row != BASELINE else None) for row, found in runs.items()}
-        about = {"task": evaluation.task, "metric": METRICS[evaluation.task], **_measurable(evaluation, rows)}
         row, found = next(iter(runs.items()))
-        about["sizes"] = read_sizes(result_file(out, next(iter(found.by_seed)), row, evaluation), evaluation.task)
+        file = result_file(out, next(iter(found.by_seed)), row, evaluation)
+        about = {"task": evaluation.task, "metric": read_metric(file, evaluation.task)}
+        about |= {**_measurable(evaluation, rows), "sizes": read_sizes(file, evaluation.task)}
         evaluations[evaluation.name] = {**about, "rows": rows}
     return {"seeds": len(seeds_of(out)), "evaluations": evaluations}
 

@@ -14,6 +14,8 @@ from ppa_fast.tasks.qa_metrics import score_answers
 from ppa_fast.tasks.question_answering import read_gold
 from ppa_fast.tasks.reading import rows_of
 from ppa_fast.tasks.tables import spread
+from ppa_fast.tasks.tag_files import read_tagged
+from ppa_fast.tasks.tag_metrics import has_entities, score_tags
 
 ABOVE_CHANCE = 3.0  # standard deviations
 
@@ -57,12 +59,19 @@ def chance(task: str, gold: str | Path) -> tuple[float, int]:
     """The chance level (0 to 1) of a test file, and its number of examples.
 
     For classification, the accuracy of predicting the most frequent class. For question answering, the F1 of answering
-    with the complete context.
+    with the complete context. For tagging, the score of giving every word the most frequent tag, which is 0 for
+    entities.
     """
     if task == "qa":
         questions, _ = read_gold(gold)
         contexts = {question.id: question.context for question in questions}
         return score_answers(questions, contexts)["f1"] / 100, len(questions)
+    if task == "tagging":
+        tags = [sentence.tags for sentence in read_tagged(gold)[0]]
+        counts = Counter(tag for sentence in tags for tag in sentence)
+        guesses = [[max(counts, key=counts.__getitem__)] * len(sentence) for sentence in tags]
+        scores = score_tags(tags, guesses, has_entities(counts))
+        return scores.get("f1", scores.get("accuracy")), len(tags)
     if task == "nli":  # XNLI's file contains all languages
         labels = Counter(example.label for example in rows_of(read_nli(gold)[0], "en"))
     else:

@@ -14,6 +14,7 @@ from ppa_fast.settings import (
     MiningSettings,
     Options,
     RetrievalSettings,
+    TagsSettings,
 )
 
 TASKS: dict[str, tuple[type[Options], str, str, str]] = {
@@ -40,6 +41,12 @@ TASKS: dict[str, tuple[type[Options], str, str, str]] = {
         "sequence_classification.format_table",
         "accuracy and macro-F1 of text classification, for each language and on average",
         "ppa-fast evaluate classify --gold test.tsv --predictions test.txt --json scores.json",
+    ),
+    "tagging": (
+        TagsSettings,
+        "tagging.format_table",
+        "accuracy of parts of speech, or F1 of named entities as seqeval computes it, for each language and on average",
+        "ppa-fast evaluate tagging --gold en:en.conllu de:de.conllu --model DIR --json scores.json",
     ),
     "align": (
         AlignmentSettings,

@@ -10,7 +10,7 @@ from ppa_fast.settings.options import POSITIVE, PROBABILITY, REQUIRED, SHARE, SO
 from ppa_fast.settings.prepare import PAIRS_HELP
 from ppa_fast.settings.train import POOLINGS
 
-FINETUNING_TASKS = ("nli", "qa", "classify")
+FINETUNING_TASKS = ("nli", "qa", "classify", "tagging")
 FINETUNING_RECIPES = ("zero-shot", "translate-train", "translate-train-all")
 """Languages of the training rows: English, one other language, or all."""
 QA_METRICS = ("mlqa", "squad")
@@ -58,7 +58,9 @@ class FinetuneSettings(Options):
         None, "maximum tokens of a sequence, with special tokens (default 128; qa 384)", at_least(16), metavar="N"
     )
     learning_rate: float | None = option(None, "peak learning rate (default 2e-5; qa 3e-5)", POSITIVE, metavar="LR")
-    epochs: int | None = option(None, "passes over the training set (default 5; qa 3)", at_least(1), metavar="N")
+    epochs: int | None = option(
+        None, "passes over the training set (default 5; qa 3; tagging 10)", at_least(1), metavar="N"
+    )
     batch: int | None = option(None, "examples per step, over all ranks (default 32)", at_least(1), metavar="N")
     micro_batch: int | None = option(
         None, "examples per forward pass of a rank (default: batch / ranks)", at_least(1), metavar="N"
@@ -153,6 +155,42 @@ class LabelsSettings(Options):
         128, "maximum tokens of an example for --model, with special tokens", at_least(16), metavar="N"
     )
     json: str | Path | None = option(None, SHARES_HELP, metavar="FILE")
+
+
+@dataclass(frozen=True)
+class TagsSettings(Options):
+    """Options of ``evaluate tagging``."""
+
+    ONE_OF: ClassVar = (("predictions", "model"),)
+
+    gold: list[str] = option(
+        REQUIRED,
+        "CoNLL, PAN-X, CoNLL-U (Universal Dependencies) or TSV: a line for each word with its tag, and an empty line "
+        f"after each sentence; {GOLD_HELP}",
+        SOME,
+        metavar="FILE",
+    )
+    predictions: list[str] | None = option(
+        None,
+        "one file for each gold file, given in the same form, with its sentences and words; lines with a tag alone "
+        "are enough",
+        metavar="FILE",
+    )
+    model: str | None = option(
+        None, "name or folder of a fine-tuned model (AutoModelForTokenClassification) that predicts the tags"
+    )
+    max_tokens: int = option(
+        128,
+        "maximum tokens of a window for --model, with special tokens; a longer sentence is split into windows",
+        at_least(16),
+        metavar="N",
+    )
+    json: str | Path | None = option(
+        None,
+        "file that receives accuracy, or f1, precision and recall of entities, overall and by language, as shares from "
+        "0 to 1",
+        metavar="FILE",
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ TASKS = {
     "qa": ("question_answering", "evaluate_qa"),
     "nli": ("nli", "evaluate_nli"),
     "classify": ("classification", "evaluate_classification"),
+    "tagging": ("tagging", "evaluate_tagging"),
     "align": ("word_alignment", "evaluate_alignment"),
     "mine": ("mining", "evaluate_mining"),
 }

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ from ppa_fast.tasks.question_answering import QuestionAnsweringTask
 from ppa_fast.tasks.reading import load_json
 from ppa_fast.tasks.seed_trainer import FineTuningRun, FineTuningSettings, run_seed, split_batch
 from ppa_fast.tasks.tables import format_seeds, summarise
+from ppa_fast.tasks.tagging import TaggingTask
 from ppa_fast.tasks.task import Task, first_rank
 
 log = logging.getLogger(__name__)
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (NliTask, QuestionAnsweringTask, TextClassificationTask)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (NliTask, QuestionAnsweringTask, TextClassificationTask, TaggingTask)
+}
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}  # weights, configuration, tokenizer
 
 
@@ -148,10 +152,11 @@ def finetune(options: FinetuneSettings) -> dict[str, Any]:
     if getattr(config, "type_vocab_size", 2) < 2:  # a model without token types, such as XLM-R
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # saved with the model
-    bound_task = kind(
+    labels = kind.labels_of([*chain(*data.examples.values())])
+    bound_task = kind.for_labels(labels)(
         tokenizer,
         min(settings.max_tokens, max_sequence(config)),
-        kind.labels_of(data.examples[mixture.codes[0]]),
+        labels,
         **({"scoring": options.metric} if kind is QuestionAnsweringTask else {}),
     )
     dev_sets, test_sets = (

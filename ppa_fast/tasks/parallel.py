@@ -11,7 +11,15 @@ from typing import Any
 from ppa_fast.data.reading.lines import Reject
 from ppa_fast.errors import UserError
 from ppa_fast.tasks.question_answering import QaExample
-from ppa_fast.tasks.reading import Rejected, RejectedQuestion, format_rejected, line_of, rows_of
+from ppa_fast.tasks.reading import (
+    Rejected,
+    RejectedQuestion,
+    RejectedSentence,
+    format_rejected,
+    line_of,
+    rows_of,
+)
+from ppa_fast.tasks.tag_files import TaggedSentence
 
 Reader = Callable[[Path], tuple[list[Any], list[Any]]]
 
@@ -30,14 +38,22 @@ class ParallelExamples:
 
 
 def _mark(path: Path, example: Any, reason: str) -> Rejected:
-    """A rejected example with its position: the question's id, or the line in a TSV or JSON lines file."""
+    """A rejected example with its position: the question's id, or the line in a file of sentences or rows."""
     if isinstance(example, QaExample):
         return RejectedQuestion(path, example.id, reason)
+    if isinstance(example, TaggedSentence):
+        return RejectedSentence(path, example.line, reason, example.row)
     return Reject(path, line_of(path, example.row), reason)
 
 
 def _key(example: Any) -> Hashable:
     return example.id if isinstance(example, QaExample) else example.row
+
+
+def _rejected_key(reject: Rejected, first_line: int) -> Hashable:
+    if isinstance(reject, RejectedQuestion):
+        return reject.id
+    return reject.row if isinstance(reject, RejectedSentence) else reject.line - first_line
 
 
 def _difference(translation: Any, example: Any) -> str:
@@ -81,7 +97,7 @@ def read_parallel(files: dict[str, Path], read: Reader, max_rejected: float = 0.
         counts[code] = len(examples) + len(bad)
         rejected += bad
         start = line_of(path, 0) if any(isinstance(reject, Reject) for reject in bad) else 0
-        listed |= {reject.line - start if isinstance(reject, Reject) else reject.id for reject in bad}
+        listed |= {_rejected_key(reject, start) for reject in bad}
     first, *others = files
     by_id = any(isinstance(example, QaExample) for examples in found.values() for example in examples.values())
     if not by_id:

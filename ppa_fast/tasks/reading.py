@@ -41,6 +41,13 @@ class RejectedQuestion:
         return f"{self.path}: question {self.id}: {self.reason}"
 
 
+@dataclass(frozen=True)
+class RejectedSentence(Reject):
+    """A sentence of several lines that cannot be used. ``line``: its first bad line; ``row``: its number, from 0."""
+
+    row: int
+
+
 Rejected = Reject | RejectedQuestion
 
 

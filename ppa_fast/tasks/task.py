@@ -65,6 +65,11 @@ class Task(ABC):
         """The classes of training examples, in the order of the head's outputs."""
         return ()
 
+    @classmethod
+    def for_labels(cls, labels: Sequence[str]) -> type[Task]:
+        """The class for these labels, which may choose the metrics."""
+        return cls
+
     @staticmethod
     @abstractmethod
     def mix(first: Any, second: Any) -> Any:
@@ -85,7 +90,7 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, items: list[tuple[Any, int]]) -> dict[str, Tensor]:
-        """The padded batch for items (example, index of its piece): int64 [B, L] inputs, int64 [B] labels."""
+        """The padded batch for items (example, index of its piece): inputs int64 [B, L], labels int64 [B] or [B, L]."""
 
     @abstractmethod
     def predict(self, model: PreTrainedModel, examples: Sequence[Any], progress: str | None) -> Any:

@@ -19,6 +19,8 @@ def write_files(folder: Path) -> dict[str, Any]:
         (folder / f"nli.{code}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
         rows = ["index_id\tcategory\ttext", *(f"{i}\t{'ab'[i % 2]}\t{words.split()[i % 2]}" for i in range(16))]
         (folder / f"topic.{code}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        tagged = "".join(f"{word}\t{'ABB'[i]}\n" for i, word in enumerate(words.split()))
+        (folder / f"tags.{code}.tsv").write_text(f"{tagged}\n" * 16, encoding="utf-8")
         answer = {"text": words.split()[1], "answer_start": words.index(words.split()[1])}
         questions = [{"id": str(i), "question": words, "answers": [answer]} for i in range(8)]
         data = [{"title": "t", "paragraphs": [{"context": words, "qas": questions}]}]
@@ -46,6 +48,7 @@ def write_files(folder: Path) -> dict[str, Any]:
             "tatoeba": {"task": "retrieval", "pairs": f"en-{{}}:{folder}/text.en,{folder}/text.{{}}"},
             "topic": {"task": "classify", **task("topic", ".tsv"), "epochs": 1, "batch": 8},
             "nli": {"task": "nli", **task("nli", ".tsv"), "epochs": 1, "batch": 8, "code_switch": 0.25},
+            "tags": {"task": "tagging", **task("tags", ".tsv"), "epochs": 1, "batch": 8},
             "xquad": {"task": "qa", **task("qa", ".json"), "epochs": 1, "batch": 4, "metric": "squad"},
         },
     }

@@ -28,7 +28,7 @@ def test_a_plan_is_read(values: dict[str, Any], tmp_path: Path) -> None:
     assert plan.base.files == [f"{data}/text.en", f"{data}/text.de"]
     assert plan.alignment.pairs == [f"en-de:{data}/text.en,{data}/text.de"]
     assert plan.alignment.launch == ["python"]
-    tatoeba, topic, nli, _ = plan.evaluations
+    tatoeba, topic, nli, *_ = plan.evaluations
     assert tatoeba.options == {"pooling": "mean"}  # the alignment's
     assert topic.train == [f"en:{data}/topic.en.tsv", f"de:{data}/topic.de.tsv"]
     assert topic.dev == [f"en:{data}/topic.en.tsv"]
@@ -37,7 +37,7 @@ def test_a_plan_is_read(values: dict[str, Any], tmp_path: Path) -> None:
 
 def test_an_evaluation_can_have_its_own_languages(values: dict[str, Any], tmp_path: Path) -> None:
     plan = read_plan(write_plan(tmp_path / "plan.yaml", values, {"evaluations.xquad.languages": ["en"]}))
-    assert [len(evaluation.test) for evaluation in plan.evaluations] == [0, 2, 2, 1]
+    assert [len(evaluation.test) for evaluation in plan.evaluations] == [0, 2, 2, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_every_stage_is_a_valid_command(values: dict[str, Any], tmp_path: Path) 
         f"seed-1/{row}/run" for row in ("tlm", "moco", "no-shuffling", "ppa")
     ]
     assert sum(name.endswith("tatoeba") for name in names) == 5
-    assert sum(name.endswith(("topic", "nli", "xquad")) for name in names) == 18
+    assert sum(name.endswith(("topic", "nli", "tags", "xquad")) for name in names) == 24
 
 
 def test_rows_differ_only_in_the_option_that_names_them(values: dict[str, Any], tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_code_switching_without_alignment_equals_ppa_code_switching_from_the_bas
     stages = list(seed_stages(plan, ("none", "switched", "ppa-switched"), 0, tmp_path))
     by_name = {stage.name: [*stage.words] for stage in stages}
     assert "seed-0/switched/tatoeba" not in by_name
-    for name in ("topic", "nli", "xquad"):
+    for name in ("topic", "nli", "tags", "xquad"):
         words = " ".join(by_name[f"seed-0/ppa-switched/{name}"])
         expected = words.replace("/ppa-switched/", "/switched/").replace("seed-0/ppa/model", "seed-0/base")
         assert " ".join(by_name[f"seed-0/switched/{name}"]) == expected
@@ -169,8 +169,8 @@ def test_the_inputs_of_a_stage_come_from_its_command(values: dict[str, Any], tmp
         "store": {"tokenizer"},
         "seed-0/ppa/run": base | {"store"},
         "seed-0/ppa/model": {"seed-0/ppa/run"},
-        **{f"seed-0/none/{name}": base for name in ("tatoeba", "topic", "nli", "xquad")},
-        **{f"seed-0/ppa-switched/{name}": model for name in ("topic", "nli", "xquad")},
+        **{f"seed-0/none/{name}": base for name in ("tatoeba", "topic", "nli", "tags", "xquad")},
+        **{f"seed-0/ppa-switched/{name}": model for name in ("topic", "nli", "tags", "xquad")},
     }
 
 

@@ -64,6 +64,14 @@ def test_chance_of_xnli_counts_only_english(tmp_path: Path) -> None:
     assert chance("nli", path) == (2 / 3, 3)
 
 
+def test_chance_of_tags_is_the_score_of_the_most_frequent(tmp_path: Path) -> None:
+    pos, entities = tmp_path / "pos.tsv", tmp_path / "entities.tsv"
+    pos.write_text("a\tNOUN\nb\tVERB\n\nc\tNOUN\n", encoding="utf-8")
+    entities.write_text("a\tO\nb\tO\nc\tB-LOC\n", encoding="utf-8")
+    assert chance("tagging", pos) == (2 / 3, 2)
+    assert chance("tagging", entities) == (0.0, 1)
+
+
 def test_chance_of_answers_is_the_score_of_the_complete_context(tmp_path: Path) -> None:
     # "two" of "one two three four": precision 1/4, recall 1, F1 0.4; "one two three": 3/4 and 1, F1 6/7.
     answers = [("1", "two", 4), ("2", "one two three", 0)]

@@ -50,8 +50,8 @@ def write_inputs(folder: Path) -> Path:
 
 
 def _write_tasks(folder: Path, part: str, texts: dict[str, list[str]]) -> None:
-    """Writes for each language a row-parallel NLI file, a topic file, a question answering file, and links and mined
-    pairs."""
+    """Writes for each language a row-parallel NLI file, a topic file, a file of tags, a question answering file, and
+    links and mined pairs."""
     labels = ("entailment", "neutral", "contradictory")
     for code in ("en", "de"):
         rows = list(zip(texts[code], reversed(texts[code]), strict=True))
@@ -59,6 +59,9 @@ def _write_tasks(folder: Path, part: str, texts: dict[str, list[str]]) -> None:
         _write_lines(folder / f"{part}.{code}.tsv", ["premise\thypo\tlabel", *nli])
         topics = [f"{text}\t{'sports' if i % 2 else 'travel'}" for i, text in enumerate(texts[code])]
         _write_lines(folder / f"topic.{part}.{code}.tsv", ["text\tcategory", *topics])
+        words = [[(word, ("NOUN", "VERB")[len(word) % 2]) for word in text.split()] for text in texts[code]]
+        tagged = [[f"# s{i}", *map("\t".join, sentence), ""] for i, sentence in enumerate(words)]
+        _write_lines(folder / f"tags.{part}.{code}.tsv", [line for sentence in tagged for line in sentence])
         paragraphs = []
         for i, text in enumerate(texts[code][:30]):
             answer = {"text": text.split()[0], "answer_start": 0}

@@ -33,6 +33,7 @@ from ppa_fast.settings import (
     RetrievalSettings,
     SampleSettings,
     Settings,
+    TagsSettings,
     TokenizerSettings,
     add_arguments,
     from_arguments,
@@ -58,6 +59,7 @@ COMMANDS = {
     "evaluate qa": (AnswersSettings, "ppa_fast.tasks.question_answering.evaluate_qa"),
     "evaluate nli": (LabelsSettings, "ppa_fast.tasks.nli.evaluate_nli"),
     "evaluate classify": (LabelsSettings, "ppa_fast.tasks.classification.evaluate_classification"),
+    "evaluate tagging": (TagsSettings, "ppa_fast.tasks.tagging.evaluate_tagging"),
     "evaluate align": (AlignmentSettings, "ppa_fast.tasks.word_alignment.evaluate_alignment"),
     "evaluate mine": (MiningSettings, "ppa_fast.tasks.mining.evaluate_mining"),
 }

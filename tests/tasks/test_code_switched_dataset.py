@@ -13,11 +13,12 @@ from ppa_fast.tasks.code_switching import CodeSwitchedDataset, dump, mixture_of
 from ppa_fast.tasks.nli import NliTask
 from ppa_fast.tasks.parallel import ParallelExamples, read_parallel
 from ppa_fast.tasks.question_answering import QuestionAnsweringTask
+from ppa_fast.tasks.tagging import TaggingTask
 from ppa_fast.tasks.task import Task
 from tests.conftest import Tiny
 from tests.tasks import toy
 
-KINDS = {"nli": NliTask, "qa": QuestionAnsweringTask, "classify": TextClassificationTask}
+KINDS = {"nli": NliTask, "qa": QuestionAnsweringTask, "classify": TextClassificationTask, "tagging": TaggingTask}
 
 
 def load(tiny: Tiny, folder: Path, name: str, **options: int) -> tuple[Task, ParallelExamples]:
@@ -90,6 +91,16 @@ def test_a_classified_text_is_in_the_language_of_the_first_side(tiny: Tiny, tmp_
     languages = [language_of(dataset[0, row][0].text) for row in range(60)]
     assert languages == [{mixture.codes[side]} for side in dataset.sides[0][:, 0].tolist()]
     assert 15 < sum(language == {"en"} for language in languages) < 45
+
+
+def test_a_tagged_sentence_is_switched_with_its_own_tags(tiny: Tiny, tmp_path: Path) -> None:
+    task, data = load(tiny, tmp_path, "tagging")
+    mixture = mixture_of("zero-shot", [*toy.CODES], share=1.0)
+    dataset = CodeSwitchedDataset(task, data, mixture, seed=0, epochs=1)
+    for row in range(60):
+        code = mixture.codes[int(dataset.sides[0][row, 0])]
+        assert dataset[0, row] == (data.examples[code][row], 0)
+    assert {*dataset.sides[0][:, 0].tolist()} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -13,6 +13,7 @@ NLI = ("premise\thypo\tlabel\np\th\tneutral\n", "neutral\n")
 TOPICS = ("text\tlabel\nt\tsports\n", "sports\n")
 SQUAD = {"data": [{"paragraphs": [{"context": "a b", "qas": [{"id": "1", "answers": [{"text": "b"}]}]}]}]}
 FILES = {"nli": NLI, "classify": TOPICS, "qa": (json.dumps(SQUAD), json.dumps({"1": "b"}))}
+FILES["tagging"] = ("a NOUN\n", "NOUN\n")
 
 
 @pytest.mark.parametrize("task", FILES)

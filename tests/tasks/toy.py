@@ -86,6 +86,24 @@ def qa(folder: Path, name: str, rows: int, seed: int, length: int = 6) -> dict[s
     return _files(folder, name, content)
 
 
+def tagging(folder: Path, name: str, rows: int, seed: int) -> dict[str, Path]:
+    """The class of a word is its tag."""
+    rng = random.Random(seed)
+    tags = ("ADJ", "NOUN", "VERB")
+    examples = []
+    for _ in range(rows):
+        labels = [rng.randrange(3) for _ in range(rng.randint(1, 6))]
+        examples.append([(_words_of_class(rng, label, 1)[0], tags[label]) for label in labels])
+
+    def content(language: int) -> str:
+        return "".join(
+            f"# s{row}\n" + "".join(f"{word[language]}\t{tag}\n" for word, tag in words) + "\n"
+            for row, words in enumerate(examples)
+        )
+
+    return _files(folder, name, content)
+
+
 def specs(files: dict[str, Path], *codes: str) -> list[str]:
     """Returns arguments such as ``en:FILE`` for the languages, all of them by default."""
     return [f"{code}:{files[code]}" for code in codes or CODES]
