@@ -22,5 +22,6 @@ from ppa_fast.settings.tasks import (
     MiningSettings,
     PretrainSettings,
     RetrievalSettings,
+    SuiteSettings,
 )
 from ppa_fast.settings.train import MAX_TOKENS_LIMIT, POOLINGS, Settings, objectives
