@@ -154,19 +154,20 @@ def _members(layout: Layout, together: str, files: dict[str, Path], pivot: str, 
 
 
 def _pairs(files: dict[str, Path], pivot: str, left: LeftOut) -> Iterator[Members]:
-    """The file in the pivot language with each other file; variants of the pivot language are left out."""
+    """The file in the pivot language with the file in each other language."""
     place = best_match(pivot, [*files])
-    first = None if place is None else [*files][place]
-    others = {code: path for code, path in files.items() if code != first}
-    if not others:
-        left += [(path, "no file in another language beside it") for path in files.values()]
-    for code, path in others.items():
-        if first is None:
-            left.append((path, f"no file in the pivot language {pivot} beside it"))
-        elif best_match(pivot, [code]) is not None:
-            left.append((path, f"the pivot language {pivot} is in {files[first].name}"))
-        else:
-            yield (first, code), (files[first], path)
+    others = [code for code in files if best_match(pivot, [code]) is None]
+    if place is None or not others:
+        missing = f"in the pivot language {pivot}" if place is None else "in another language"
+        left += [(path, f"no file {missing} beside it") for path in files.values()]
+        return
+    first = [*files][place]
+    left += [
+        (path, f"the file of the pivot language {pivot} is {files[first].name}")
+        for code, path in files.items()
+        if code != first and code not in others
+    ]
+    yield from (((first, code), (files[first], files[code])) for code in others)
 
 
 def _links(codes: Sequence[str], files: dict[str, Path], left: LeftOut) -> Iterator[Members]:

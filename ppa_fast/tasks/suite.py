@@ -192,7 +192,6 @@ def evaluate_suite(settings: SuiteSettings) -> dict[str, Any]:
             "scores": [
                 {"dataset": dataset, "task": task, "language": language, "scores": scores}
                 for (dataset, task, language), scores in rows.items()
-                if any(scores)
             ],
             "not_scored": {reason: list(dict.fromkeys(names)) for reason, names in not_scored.items()},
         }

@@ -161,7 +161,9 @@ def _read_word_pairs(path: Path) -> list[tuple[list[str], list[str]]]:
     for number, (text, reason) in enumerate(decoded_lines(path), 1):
         sides = text.split("|||")
         if reason or len(sides) != 2:
-            raise UserError(f"{path}:{number}: found {reason or repr(text[:80])}, expected 'source ||| target'")
+            raise UserError(
+                f"{path}:{number}: found {reason or repr(text[:80])}, expected 'source ||| target'; or give two files, SRC,TGT"
+            )
         pairs.append((_words(sides[0], path, number), _words(sides[1], path, number)))
     return pairs
 
