@@ -11,9 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from safetensors import SafetensorError
 
 from ppa_fast.errors import UserError, full_disk
+
+MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
+"""Extensions of a model folder's weights, configuration and tokenizer."""
 
 
 def check_new_folder(out: str | Path) -> None:
@@ -57,6 +61,15 @@ def output_file(path: str | Path, flag: str) -> Path:
     if not file.parent.is_dir() or (Path(path).exists() and not Path(path).is_file()):
         raise UserError(f"{flag} {path}: expected a regular file in an existing folder")
     return file
+
+
+def fingerprint(path: Path) -> str:
+    """XXH3-64 of a file's bytes, 16 hex digits; raises OSError if the file cannot be read."""
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ppa_fast.settings import (
     MiningSettings,
     Options,
     RetrievalSettings,
+    SuiteSettings,
     TagsSettings,
 )
 
@@ -60,6 +61,13 @@ TASKS: dict[str, tuple[type[Options], str, str, str]] = {
         "mining.format_scores",
         "mine translations from two monolingual corpora (BUCC): precision, recall and F1",
         "ppa-fast evaluate mine --model DIR --dev dev.de,dev.en,dev.gold --test test.de,test.en,test.gold",
+    ),
+    "suite": (
+        SuiteSettings,
+        "suite.format_table",
+        "score models on every evaluation set of a folder; the same command resumes",
+        "ppa-fast evaluate suite --model bert-base-multilingual-cased aligned --data DIR\n"
+        "ppa-fast evaluate suite --model aligned --data DIR --languages de zh --out runs/suite",
     ),
 }
 """Task → options, formatting function in ``ppa_fast.tasks``, help and examples."""

@@ -22,6 +22,7 @@ from ppa_fast.settings.tasks import (
     MiningSettings,
     PretrainSettings,
     RetrievalSettings,
+    SuiteSettings,
     TagsSettings,
 )
 from ppa_fast.settings.train import MAX_TOKENS_LIMIT, POOLINGS, RECIPES, Settings, objectives

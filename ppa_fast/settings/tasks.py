@@ -202,7 +202,8 @@ class AlignmentSettings(Options):
 
     gold: str | Path = option(
         REQUIRED,
-        "gold links in one of two formats. Pharaoh: one line per sentence with 'i-j' (sure) and 'ipj' (possible). "
+        "gold links in one of two formats. Pharaoh: one line per sentence with 'i-j' or 'iSj' (sure) and 'ipj' or "
+        "'iPj' (possible). "
         "Shared task of 2003: one line per link, 'sentence i j [S|P]'; sentences count from 1, or 0 if there is a 0",
         metavar="FILE",
     )
@@ -213,7 +214,11 @@ class AlignmentSettings(Options):
         "words count from 1 in --links (default: from 0, as aligners write them; independent of --one-indexed)",
     )
     model: str | None = option(None, f"{ENCODER} that links the words of --pairs")
-    pairs: str | None = option(None, "line-parallel files of words separated by spaces", metavar="SRC,TGT")
+    pairs: str | None = option(
+        None,
+        "line-parallel files of words separated by spaces, or one file of 'source ||| target' lines",
+        metavar="SRC,TGT",
+    )
     layer: int | None = option(
         None,
         "layer of the vectors; 0 is the embeddings (default: the contrast layer of an exported run, else two thirds of "
@@ -267,4 +272,30 @@ class MiningSettings(Options):
     )
     json: str | Path | None = option(
         None, "file that receives precision, recall and f1 as shares from 0 to 1", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True)
+class SuiteSettings(Options):
+    """Options of ``evaluate suite``."""
+
+    model: list[str] = option(
+        REQUIRED, "names or folders of models, such as before and after training; each has a column", SOME
+    )
+    data: str | Path = option(
+        REQUIRED,
+        "folder of evaluation sets with their published file names; its subfolders are searched",
+        metavar="DIR",
+    )
+    out: str | Path = option(
+        "runs/suite", "folder of the scores; scores that it already has are not computed again", metavar="DIR"
+    )
+    languages: list[str] = option([], "languages to score besides the pivot (default: all of the data)", metavar="LANG")
+    pivot: str = option("en", "language that retrieval and mining pair with each other language", metavar="LANG")
+    pooling: str | None = option(None, POOLING_HELP, choices=POOLINGS)
+    layer: int | None = option(
+        None,
+        "layer of the sentence vectors; 0 is the embeddings (default: the contrast layer of an exported run, else the "
+        "last)",
+        metavar="N",
     )

@@ -15,6 +15,7 @@ TASKS = {
     "tagging": ("tagging", "evaluate_tagging"),
     "align": ("word_alignment", "evaluate_alignment"),
     "mine": ("mining", "evaluate_mining"),
+    "suite": ("suite", "evaluate_suite"),
 }
 """Task → its module and function. They are imported on first use, so that scoring files does not load torch."""
 

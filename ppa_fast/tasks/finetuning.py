@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from transformers import AutoConfig
 
 from ppa_fast.data.reading.languages import is_english, parse_files
 from ppa_fast.data.store.tokenize import load_tokenizer
 from ppa_fast.errors import UserError
-from ppa_fast.files import check_new_folder, output_file, write_errors, write_json, write_text
+from ppa_fast.files import MODEL_FILES, check_new_folder, fingerprint, output_file, write_errors, write_json, write_text
 from ppa_fast.hub import load_pretrained
 from ppa_fast.model.encoder import max_sequence
 from ppa_fast.model.precision import has_fast_bf16
@@ -39,19 +38,11 @@ log = logging.getLogger(__name__)
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (NliTask, QuestionAnsweringTask, TextClassificationTask, TaggingTask)
 }
-_MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}  # weights, configuration, tokenizer
 
 
 def _fingerprints(files: Sequence[Path]) -> dict[str, str]:
     """XXH3-64 of each file, by name; raises OSError if a file cannot be read."""
-    found = {}
-    for path in files:
-        digest = xxhash.xxh3_64()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        found[str(path)] = digest.hexdigest()
-    return found
+    return {str(path): fingerprint(path) for path in files}
 
 
 def _check_out(out: Path, settings: FineTuningSettings) -> None:
@@ -142,7 +133,7 @@ def finetune(options: FinetuneSettings) -> dict[str, Any]:
         fingerprints=_fingerprints(
             [
                 *(path for each in (files, dev_files, test_files) for path in each.values()),
-                *sorted(path for path in Path(model).glob("*") if path.suffix in _MODEL_FILES),
+                *sorted(path for path in Path(model).glob("*") if path.suffix in MODEL_FILES),
             ]
         ),
     )

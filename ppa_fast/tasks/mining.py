@@ -216,6 +216,20 @@ def evaluate_mining(settings: MiningSettings) -> dict[str, Any]:
 
     embedder = Embedder(model, settings.layer)
     pooling = settings.pooling or stated_pooling(model) or "mean"
+    result, mined = score_corpora(embedder, pooling, corpora)
+    if out:
+        write_text(out, "".join(f"{a}\t{b}\t{margin:.6f}\n" for (a, b), margin in mined))
+    return {**result, "model": model, "pooling": pooling, "layer": embedder.layer}
+
+
+def score_corpora(
+    embedder: Embedder, pooling: str, corpora: dict[str, Corpus]
+) -> tuple[dict[str, Any], list[tuple[IdPair, float]]]:
+    """Tunes the threshold on the corpus "dev", which has gold pairs, and applies it to the corpus "test", if given.
+
+    Returns the result of ``evaluate_mining`` without the facts of the model, and the mined pairs of the last corpus
+    with their margins, best first. Raises UserError for a corpus whose sentences all occur more than once.
+    """
     result: dict[str, Any] = {"dev": None, "test": None}
     threshold = 0.0
     for name, corpus in corpora.items():
@@ -230,12 +244,9 @@ def evaluate_mining(settings: MiningSettings) -> dict[str, Any]:
         if corpus.gold is not None:
             scores = {**score_pairs(set(pairs[:count]), corpus.gold), "gold": len(corpus.gold), **scores}
         result[name] = {**scores, "repeated": repeated}
-    if out:
-        lines = (f"{a}\t{b}\t{margin:.6f}\n" for (a, b), margin in zip(pairs[:count], margins, strict=False))
-        write_text(out, "".join(lines))
     last = result["test"] or result["dev"]
     top = {metric: last[metric] for metric in ("precision", "recall", "f1") if metric in last}
-    return {**top, "threshold": threshold, **result, "model": model, "pooling": pooling, "layer": embedder.layer}
+    return {**top, "threshold": threshold, **result}, list(zip(pairs[:count], margins[:count], strict=True))
 
 
 def format_scores(result: dict[str, Any]) -> str:

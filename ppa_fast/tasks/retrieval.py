@@ -114,6 +114,23 @@ def summarise(pairs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def score_pair(embedder: Embedder, pooling: str, name: str, sides: tuple[list[str], list[str]]) -> dict[str, Any]:
+    """The scores of a language pair such as "en-de", see ``evaluate_retrieval``; ``sides``: row-parallel sentences."""
+    for language, side in zip(_languages(name), sides, strict=True):
+        embedder.check_known(side, language)
+        if repeated := len(side) - len(set(map(comparison_form, side))):
+            log.warning(
+                f"{name}: {repeated:,} of {len(side):,} {language} sentences repeat another: only the first of equal "
+                "sentences can be retrieved"
+            )
+    a, b = (
+        embedder.sentences(side, pooling, progress=f"{name}: encoding {language}").to(embedder.device)
+        for language, side in zip(_languages(name), sides, strict=True)
+    )
+    shares = (*retrieval_scores(a, b), *margin_retrieval_scores(a, b))
+    return {**dict(zip(DIRECTIONS, shares, strict=True)), "n": len(a)}
+
+
 @evaluation(RetrievalSettings)
 def evaluate_retrieval(settings: RetrievalSettings) -> dict[str, Any]:
     """Retrieval precision at 1 of an encoder on parallel sentences, both directions, by cosine and by margin.
@@ -139,21 +156,7 @@ def evaluate_retrieval(settings: RetrievalSettings) -> dict[str, Any]:
     model = settings.model
     embedder = Embedder(model, settings.layer)
     pooling = settings.pooling or stated_pooling(model) or "mean"
-    scores: dict[str, dict[str, Any]] = {}
-    for name, sides in texts.items():
-        for language, side in zip(_languages(name), sides, strict=True):
-            embedder.check_known(side, language)
-            if repeated := len(side) - len(set(map(comparison_form, side))):
-                log.warning(
-                    f"{name}: {repeated:,} of {len(side):,} {language} sentences repeat another: only the first of "
-                    "equal sentences can be retrieved"
-                )
-        a, b = (
-            embedder.sentences(side, pooling, progress=f"{name}: encoding {language}").to(embedder.device)
-            for language, side in zip(_languages(name), sides, strict=True)
-        )
-        shares = (*retrieval_scores(a, b), *margin_retrieval_scores(a, b))
-        scores[name] = {**dict(zip(DIRECTIONS, shares, strict=True)), "n": len(a)}
+    scores = {name: score_pair(embedder, pooling, name, sides) for name, sides in texts.items()}
     return {**summarise(scores), "model": model, "pooling": pooling, "layer": embedder.layer}
 
 

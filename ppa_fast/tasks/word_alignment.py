@@ -32,7 +32,7 @@ CHUNK = 1024  # pairs embedded at a time: 0.25 GB for 40 subwords per sentence a
 
 Link = tuple[int, int, int]
 
-_PHARAOH = re.compile(r"([0-9]+)([-p])([0-9]+)")
+_PHARAOH = re.compile(r"([0-9]+)([-SpP])([0-9]+)")
 _NUMBERED = re.compile(r"([0-9]+)\s+([0-9]+)\s+([0-9]+)(?:\s+([SP]))?(?:\s+[0-9.]+)?(?:\s+([SP]))?")
 _FORMS = "'i-j' and 'ipj' (a line a sentence) or 'sentence i j [S|P] [confidence]' (a line a link)"
 
@@ -57,7 +57,8 @@ class WordLinks(NamedTuple):
 def read_alignment(path: str | Path, one_indexed: bool = False) -> WordLinks:
     """Reads word links in one of two formats, detected by the first non-empty line.
 
-    - Pharaoh: one sentence per line, with sure links ``i-j`` and possible links ``ipj``; the line may be empty.
+    - Pharaoh: one sentence per line, with sure links ``i-j`` or ``iSj`` and possible links ``ipj`` or ``iPj``; the
+      line may be empty.
     - The format of the shared tasks of 2003 and 2005 (Mihalcea and Pedersen): one link per line, ``sentence i j``, then
       ``S`` (the default) or ``P`` and a confidence, both optional. Sentences are numbered from 1, or from 0 if the file
       has a sentence 0.
@@ -78,7 +79,7 @@ def read_alignment(path: str | Path, one_indexed: bool = False) -> WordLinks:
             links = [(int(m[1]), m[2], m[3], "P" in m.groups()) for m in matches if m]
         else:
             matches = [_PHARAOH.fullmatch(field) for field in fields]
-            links = [(line - 1, m[1], m[3], m[2] == "p") for m in matches if m]
+            links = [(line - 1, m[1], m[3], m[2] in "pP") for m in matches if m]
             count = line
         if len(links) < len(matches):
             raise UserError(f"{path}:{line}: found {text[:80]!r}, expected links {_FORMS}")
@@ -124,28 +125,47 @@ def format_pharaoh(links: set[Link], sentences: int) -> str:
 
 
 def read_words(pairs: str) -> list[tuple[list[str], list[str]]]:
-    """The sentence pairs of ``SRC,TGT``, two line-parallel files of words.
+    """The sentence pairs of ``SRC,TGT``, two line-parallel files of words, or of a file of ``source ||| target`` lines.
 
     Spaces and tabs separate words, as in the tools that make gold links. A no-break space is part of a word, such as
-    "10\u00a0000". Raises UserError for unequal numbers of lines, and for a line without words.
+    "10\u00a0000". Raises UserError for unequal numbers of lines, for a line without words, and for a line without one
+    "|||" in a single file.
     """
-    names = split_paths(pairs, (2,))
-    if len(names) != 2 or not all(names):
-        raise UserError(f"--pairs: found {pairs}, expected SRC,TGT, two line-parallel files of tokenised text")
+    names = split_paths(pairs, (1, 2))
+    if len(names) > 2 or not all(names):
+        raise UserError(
+            f"--pairs: found {pairs}, expected SRC,TGT, two line-parallel files of tokenised text, or one file of "
+            "'source ||| target' lines"
+        )
+    if len(names) == 1:
+        return _read_word_pairs(Path(names[0]))
     a, b = (_read_words(Path(name)) for name in names)
     if len(a) != len(b):
         raise UserError(f"--pairs: {names[0]} has {len(a):,} lines, {names[1]} has {len(b):,}; expected equal numbers")
     return list(zip(a, b, strict=True))
 
 
+def _words(text: str, path: Path, number: int, reason: str = "") -> list[str]:
+    words = [word for word in re.split("[ \t]", text) if word]
+    if reason or not words:
+        raise UserError(f"{Reject(path, number, reason or EMPTY_SIDE)}; expected words in every line")
+    return words
+
+
 def _read_words(path: Path) -> list[list[str]]:
-    sentences = []
+    return [_words(text, path, number, reason) for number, (text, reason) in enumerate(decoded_lines(path), 1)]
+
+
+def _read_word_pairs(path: Path) -> list[tuple[list[str], list[str]]]:
+    pairs = []
     for number, (text, reason) in enumerate(decoded_lines(path), 1):
-        words = [word for word in re.split("[ \t]", text) if word]
-        if reason or not words:
-            raise UserError(f"{Reject(path, number, reason or EMPTY_SIDE)}; expected words in every line")
-        sentences.append(words)
-    return sentences
+        sides = text.split("|||")
+        if reason or len(sides) != 2:
+            raise UserError(
+                f"{path}:{number}: found {reason or repr(text[:80])}, expected 'source ||| target'; or give two files, SRC,TGT"
+            )
+        pairs.append((_words(sides[0], path, number), _words(sides[1], path, number)))
+    return pairs
 
 
 def _check_positions(

@@ -38,6 +38,7 @@ def write_inputs(folder: Path) -> Path:
         for code, sentences in texts.items():
             (folder / f"{part}.{code}").write_text("\n".join(sentences) + "\n", encoding="utf-8")
         _write_tasks(folder, part, texts)
+    _write_evaluation_sets(folder, texts)
     columns = zip(*((folder / f"train.{code}").read_text().splitlines() for code in ("en", "fr")), strict=True)
     with gzip.open(folder / "corpus.tsv.gz", "wt", encoding="utf-8") as file:
         file.writelines(f"{a}\t{b}\n" for a, b in columns)
@@ -75,6 +76,15 @@ def _write_tasks(folder: Path, part: str, texts: dict[str, list[str]]) -> None:
     _write_lines(folder / f"bucc.{part}.gold", [f"de-{i}\ten-{i}" for i in range(0, len(texts["en"]), 2)])
     links = [" ".join(f"{i}-{i}" for i in range(len(text.split()))) for text in texts["en"]]
     _write_lines(folder / f"{part}.gold", links)
+
+
+def _write_evaluation_sets(folder: Path, texts: dict[str, list[str]]) -> None:
+    """Writes a folder of published file names for ``evaluate suite``, and a file that it does not know."""
+    (folder / "evaluation").mkdir()
+    for code, name, kind in (("de", "deu", "ref"), ("en", "eng", "src")):
+        _write_lines(folder / "evaluation" / f"tatoeba.deu-eng.{name}", texts[code])
+        _write_lines(folder / "evaluation" / f"newstest2019-{kind}.{name}.txt", texts[code])
+    _write_lines(folder / "evaluation" / "README.txt", ["toy"])
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

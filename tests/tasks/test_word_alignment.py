@@ -182,7 +182,7 @@ def test_words_are_split_at_white_space(tmp_path: Path) -> None:
         read_words(f"{files['a']},{files['short']}")
     with pytest.raises(UserError, match="gap:2: empty side"):
         read_words(f"{files['a']},{files['gap']}")
-    with pytest.raises(UserError, match="expected SRC,TGT"):
+    with pytest.raises(UserError, match=r"a:1: found 'das  ist gut', expected .*; or give two files, SRC,TGT"):
         read_words(files["a"])
 
 
@@ -274,3 +274,18 @@ def test_a_side_without_words_and_unequal_files_are_errors(tmp_path: Path) -> No
         read_words(f"{files['de']},{files['en']}")
     with pytest.raises(UserError, match=r"short has 1 lines, .*en has 2; expected equal numbers"):
         read_words(f"{files['short']},{files['en']}")
+
+
+def test_a_single_file_has_both_sides(tmp_path: Path) -> None:
+    files = write(tmp_path, text="das Haus  ||| the house\r\nrot ||| red \n", bad="a ||| b\na b\n", empty="a ||| \n")
+    assert read_words(files["text"]) == [(["das", "Haus"], ["the", "house"]), (["rot"], ["red"])]
+    with pytest.raises(UserError, match=rf"^{files['bad']}:2: found 'a b', expected 'source \|\|\| target'"):
+        read_words(files["bad"])
+    with pytest.raises(UserError, match=rf"^{files['empty']}:1: empty side"):
+        read_words(files["empty"])
+
+
+def test_capital_letters_mark_sure_and_possible_links(tmp_path: Path) -> None:
+    (tmp_path / "gold").write_text("0S0 1P2\n")
+    found = read_alignment(tmp_path / "gold")
+    assert (found.sure, found.possible) == ({(0, 0, 0)}, {(0, 0, 0), (0, 1, 2)})

@@ -32,6 +32,7 @@ from ppa_fast.model.initialise import init_model
 from ppa_fast.model.vectors import sentence_vectors
 from ppa_fast.tasks import evaluate
 from ppa_fast.training.export import export
+from tests.docs.pages import ROOT, blocks
 
 TEXTS = ["the cat sat on a dog.", "ein hund", "a", "the dog and the cat " * 12, ""]
 PIECES = ["▁", "▁the", "▁a", "▁cat", "▁dog", "▁ein", "▁hund", "▁and", "s", "a", "t", "o", "n", "."]
@@ -268,14 +269,16 @@ def test_mteb_evaluates_the_export(run: Path, tmp_path: Path, monkeypatch: pytes
     mteb = pytest.importorskip("mteb", reason="mteb is not installed")
     monkeypatch.setattr(mteb, "evaluate", partial(mteb.evaluate, cache=None))
     export(run, tmp_path / "out")
+    (page,) = (block for block in blocks(ROOT / "docs" / "finetuning.md") if "import mteb" in block.text)
     texts = ["the cat sat on a dog.", "ein hund", "a", "the dog"]
     right, wrong = bitext_task(texts, texts), bitext_task(texts, texts[::-1])
     for task, accuracy in ((right, 1.0), (wrong, 0.0)):
         monkeypatch.setattr(mteb, "get_tasks", lambda tasks, task=task: [task])
-        names: dict[str, Any] = {}
-        exec(python_blocks(tmp_path / "out")[2], names)
-        (scores,) = names["results"].task_results[0].scores["test"]
-        assert scores["accuracy"] == accuracy
+        for code in (python_blocks(tmp_path / "out")[2], page.text.replace("aligned", str(tmp_path / "out"))):
+            names: dict[str, Any] = {}
+            exec(code, names)
+            (scores,) = names["results"].task_results[0].scores["test"]
+            assert scores["accuracy"] == accuracy
 
 
 def test_the_card_describes_the_run_without_paths_of_the_machine(run: Path, tmp_path: Path) -> None:
