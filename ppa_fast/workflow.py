@@ -42,6 +42,7 @@ WEIGHTS = "model.safetensors"  # the last file of the export that appears
 PAIRS_SEEN = 250_000  # of a run, counting repetitions; more if the text is larger, so that each pair is seen once
 MOST_PASSES = 10
 STEPS_OF_A_PASS = 16  # at least; the global batch of a small text is reduced
+FEW_STEPS, SMALL_BATCH = 200, 64  # with --minutes: fewer steps get a smaller batch, down to this many pairs a rank
 LOWEST_MOMENTUM = 0.9  # of the key encoder in a short run; with a lower one the contrast collapses
 EVALUATIONS = 4  # while training, besides the one before it
 
@@ -161,12 +162,17 @@ def _chosen(settings: AlignSettings, folder: Path, dev: list[str]) -> dict[str, 
 
     log.info("measuring the speed of training steps")
     micro_batch, pairs_per_s = measure(Settings(**train), config, ranks)
-    write_json(config_file, {**config, "train_micro_batch_size_per_gpu": micro_batch})
     pairs_per_s *= ranks
     seen = epochs * pairs if epochs else min(max(pairs, PAIRS_SEEN), MOST_PASSES * pairs)
     steps = math.ceil(seen / batch)
     if settings.minutes:
-        steps = max(1, min(steps, int(60 * settings.minutes * pairs_per_s / batch)))
+        possible = 60 * settings.minutes * pairs_per_s  # pairs
+        while "deepspeed_config" not in given and possible < FEW_STEPS * batch and batch >= 2 * SMALL_BATCH * ranks:
+            batch //= 2
+        steps = max(1, min(math.ceil(seen / batch), int(possible / batch)))
+        micro_batch = min(micro_batch, batch // ranks)
+    config |= {"train_batch_size": batch, "train_micro_batch_size_per_gpu": micro_batch}
+    write_json(config_file, config)
     train = {"steps": steps, **train}
     steps = train["steps"]
     if Settings(**train).sentence_objective == "moco":

@@ -171,6 +171,13 @@ def test_minutes_limit_the_steps(chosen):
     assert chosen(minutes=0.05)["train"]["steps"] == int(3 * 100 / 16)
 
 
+def test_few_steps_get_a_smaller_batch(chosen, monkeypatch, tmp_path):
+    monkeypatch.setattr(workflow, "STEPS_OF_A_PASS", 1)
+    found = chosen(minutes=0.8)  # 4,800 pairs at 100 pairs/s: 200 steps of 24 pairs
+    assert (found["chosen"]["batch"], found["train"]["steps"]) == (64, 75)
+    assert json.loads((tmp_path / "out" / "deepspeed.json").read_text())["train_batch_size"] == 64
+
+
 def test_given_settings_of_train_replace_the_chosen_ones(chosen, tmp_path):
     (tmp_path / "ds.json").write_text('{"train_batch_size": 24}')
     (tmp_path / "train.yaml").write_text(
@@ -240,22 +247,36 @@ def test_stopped_training_is_an_interruption_and_failed_training_an_error(monkey
         workflow._train(train)
 
 
-def test_the_micro_batch_is_halved_until_it_fits(monkeypatch, tmp_path):
-    tried = []
+@pytest.mark.parametrize(
+    ("first", "memory", "speeds", "expected", "tried"),
+    [
+        # It needs 0.1 of the memory a pair: halved until it fits, and then not enlarged again.
+        (32, lambda pairs: 0.1 * pairs, {}, 4, [32, 16, 8, 4]),
+        # Doubled while the steps become faster, and at most to the 32 pairs of a rank.
+        (8, lambda pairs: 0.0, {8: 10, 16: 20, 32: 30}, 32, [8, 16, 32]),
+        (8, lambda pairs: 0.0, {8: 10, 16: 10.2}, 8, [8, 16]),
+        # 16 pairs need 0.32, so 32 are not tried.
+        (8, lambda pairs: 0.02 * pairs, {8: 10, 16: 20}, 16, [8, 16]),
+    ],
+    ids=["too large", "faster", "no faster", "memory"],
+)
+def test_the_fastest_micro_batch_that_fits_is_chosen(monkeypatch, tmp_path, first, memory, speeds, expected, tried):
+    found = []
 
     def steps(settings):
         written = json.loads(Path(settings.deepspeed_config).read_text())
         micro_batch = written["train_micro_batch_size_per_gpu"]
-        tried.append((written["train_batch_size"], micro_batch))
-        if micro_batch > 8:
+        assert written["train_batch_size"] % micro_batch == 0
+        found.append(micro_batch)
+        if micro_batch > 8 and first == 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return 50.0, 0.1 * micro_batch
+        return speeds.get(micro_batch, 50.0), memory(micro_batch)
 
     monkeypatch.setattr(measure, "_steps", steps)
-    settings = Settings(deepspeed_config=str(tmp_path / "ds.json"))
-    found = measure.measure(settings, {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 32}, 2)
-    assert found == measure.Measured(4, 50.0)  # 8 needs 80 % of the memory
-    assert tried == [(32, 32), (32, 16), (32, 8), (32, 4)]  # at most the 32 pairs of a rank
+    config = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": first}
+    chosen = measure.measure(Settings(deepspeed_config=str(tmp_path / "ds.json")), config, 2)
+    assert chosen == measure.Measured(expected, speeds.get(expected, 50.0))
+    assert found == tried
 
 
 def test_settings_name_at_most_one_limit():

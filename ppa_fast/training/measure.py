@@ -20,8 +20,10 @@ from ppa_fast.training.step import TrainingStep
 
 log = logging.getLogger(__name__)
 
-TIMED_STEPS = 3  # after one step that is not timed
-MOST_MICRO_BATCHES = 8  # of a measured step; with fewer, the share of the optimizer's update would be too large
+MOST_STEPS, SECONDS = 3, 5.0  # steps are timed until one of these is reached, after one step that is not timed
+PAIRS = 64  # of a measured step, at least; with fewer, the optimizer's update would take too large a share
+SLOW = 20.0  # seconds of a measurement after which no larger micro-batch is tried
+GAIN = 1.05  # of a larger micro-batch in speed, at least
 MOST_MEMORY = 0.5  # of the device: later micro-batches have longer sentences than those measured
 
 
@@ -35,7 +37,8 @@ class Measured(NamedTuple):
 def measure(settings: Settings, config: Mapping[str, Any], ranks: int) -> Measured:
     """Runs a few training steps on one rank in this process, without a checkpoint or log.
 
-    Halves the micro-batch until the steps need at most the share ``MOST_MEMORY`` of the device's memory.
+    Halves the micro-batch of ``config`` until the steps need at most the share ``MOST_MEMORY`` of the device's memory.
+    If it fits at once, doubles it while this fits and makes the steps faster.
 
     Args:
         settings: of the run. Its DeepSpeed file is written: ``config`` with the micro-batch and a small global batch.
@@ -43,24 +46,40 @@ def measure(settings: Settings, config: Mapping[str, Any], ranks: int) -> Measur
 
     Raises UserError as :func:`preflight.check`, and the error of the device if even one pair does not fit.
     """
-    micro_batch = int(config["train_micro_batch_size_per_gpu"])
+    most = config["train_batch_size"] // ranks
+    micro_batch = min(config["train_micro_batch_size_per_gpu"], most)
+    best: Measured | None = None
     while True:
-        micro_batches = min(MOST_MICRO_BATCHES, config["train_batch_size"] // (ranks * micro_batch))
-        sizes = {"train_batch_size": micro_batches * micro_batch, "train_micro_batch_size_per_gpu": micro_batch}
-        write_json(Path(settings.deepspeed_config), {**config, **sizes})
-        try:
-            pairs_per_s, memory = _steps(settings)
-        except Exception as error:
-            if micro_batch == 1 or not is_out_of_memory(error):
-                raise
-            memory = 1.0
-        if memory <= MOST_MEMORY or micro_batch == 1:
-            return Measured(micro_batch, pairs_per_s)
-        log.info(f"a micro-batch of {micro_batch} pairs needs too much memory; trying {micro_batch // 2}")
-        micro_batch //= 2
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        begin = time.perf_counter()
+        measured, memory = _try(settings, config, micro_batch, min(max(PAIRS, micro_batch), most))
+        if memory > MOST_MEMORY and micro_batch > 1 and not best:
+            log.info(f"a micro-batch of {micro_batch} pairs needs too much memory; trying {micro_batch // 2}")
+            micro_batch, most = micro_batch // 2, micro_batch // 2
+            continue
+        if best and (memory > MOST_MEMORY or measured.pairs_per_s < GAIN * best.pairs_per_s):
+            return best
+        best = measured
+        if 2 * micro_batch > most or 2 * memory > MOST_MEMORY or time.perf_counter() - begin > SLOW:
+            return best
+        micro_batch *= 2
+
+
+def _try(settings: Settings, config: Mapping[str, Any], micro_batch: int, batch: int) -> tuple[Measured, float]:
+    """The speed with a micro-batch, in steps of ``batch`` pairs, and the share of the device's memory that is needed:
+    1 if it runs out."""
+    batch = batch // micro_batch * micro_batch
+    sizes = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": micro_batch}
+    write_json(Path(settings.deepspeed_config), {**config, **sizes})
+    try:
+        pairs_per_s, memory = _steps(settings)
+    except Exception as error:
+        if micro_batch == 1 or not is_out_of_memory(error):
+            raise
+        pairs_per_s, memory = 0.0, 1.0
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return Measured(micro_batch, pairs_per_s), memory
 
 
 def _steps(settings: Settings) -> tuple[float, float]:
@@ -71,10 +90,11 @@ def _steps(settings: Settings) -> tuple[float, float]:
             torch.cuda.reset_peak_memory_stats(device)
         training_step = TrainingStep(plan, device)
         try:
-            for step in range(1 + TIMED_STEPS):
-                if step == 1:
-                    begin = time.perf_counter()
-                training_step(step, 0.0, 1.0).read()
+            training_step(0, 0.0, 1.0).read()
+            begin, steps = time.perf_counter(), 0
+            while steps < MOST_STEPS and (not steps or time.perf_counter() - begin < SECONDS):
+                steps += 1
+                training_step(steps, 0.0, 1.0).read()
             seconds = time.perf_counter() - begin
         finally:
             training_step.close()
@@ -82,4 +102,4 @@ def _steps(settings: Settings) -> tuple[float, float]:
             total = torch.cuda.get_device_properties(device).total_memory
         else:
             total = psutil.virtual_memory().total
-        return TIMED_STEPS * plan.config.batch / seconds, mfu.peak_memory(device) * 2**30 / total
+        return steps * plan.config.batch / seconds, mfu.peak_memory(device) * 2**30 / total
