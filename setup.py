@@ -179,7 +179,9 @@ class BuildNative(build_ext):
     """``build_ext`` by ninja. The libraries stand beside ``ppa_fast/__init__.py``, in a checkout and in a wheel."""
 
     def run(self) -> None:
-        package = ROOT / "ppa_fast" if self.inplace or self.editable_mode else Path(self.build_lib) / "ppa_fast"
+        # Absolute, because setuptools names a folder below its own and ninja works in another.
+        root = ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
+        package = root / "ppa_fast"
         wanted = os.environ.get("PPA_FAST_CUDA", "auto")
         if wanted not in ("0", "1", "auto"):
             raise SystemExit(f"PPA_FAST_CUDA: found {wanted!r}, expected 0, 1 or auto")
@@ -195,12 +197,12 @@ class BuildNative(build_ext):
                 raise SystemExit(f"PPA_FAST_CUDA=1, but there is no {missing}")
             return print(f"ppa-fast: the native operations are not built: no {missing}")
         nvcc = find_nvcc() if wanted != "0" else None
-        root = cuda_root(nvcc) if nvcc else None
-        if wanted == "1" and not root:
+        cuda = cuda_root(nvcc) if nvcc else None
+        if wanted == "1" and not cuda:
             found = f"{nvcc} without its headers" if nvcc else "no nvcc (CUDA_HOME, PATH, the nvidia-cuda-nvcc wheels)"
             raise SystemExit(f"PPA_FAST_CUDA=1, but there is {found}")
         package.mkdir(parents=True, exist_ok=True)
-        return self.build(package, cxx, torch, nvcc if root else None, root)
+        return self.build(package, cxx, torch, nvcc if cuda else None, cuda)
 
     def build(self, package: Path, cxx: str, torch: Path, nvcc: Path | None, cuda: Path | None) -> None:
         ninja = Ninja(cxx, nvcc)

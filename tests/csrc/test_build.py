@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from ast import literal_eval
+from zipfile import ZipFile
 
 import pytest
 
@@ -72,6 +73,19 @@ def test_an_isolated_build_gets_a_torch_if_there_is_a_compiler_and_none_is_insta
     (sources / "site" / "torch" / "version.py").write_text("__version__ = '2.10.1+cpu'\n")
     assert requested(sources, PATH=compiler, CXX="") == ["torch>=2.11"]
     assert requested(sources, PATH=str(tmp_path), CXX="") == []  # without a compiler, it would be of no use
+
+
+def test_a_wheel_has_the_libraries(sources, tmp_path):
+    pytest.importorskip("wheel")
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", str(tmp_path)]
+    path = f"{tmp_path / 'a compiler'}{os.pathsep}{os.defpath}"
+    environment = os.environ | {"PATH": path, "CXX": "", "PPA_FAST_CUDA": "0"}
+    done = subprocess.run(command, cwd=sources, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name.split(".")[0] for name in ZipFile(wheel).namelist() if name.endswith(".so")}
+    assert names >= {"ppa_fast/_C"}
+    assert "ppa_fast/_packer" in names or "_packer is not built" in done.stdout
 
 
 def test_a_failed_compilation_ends_with_what_to_do(sources, tmp_path):
