@@ -118,9 +118,9 @@ def find_sets(
     sets: dict[tuple[str, str], EvaluationSet] = {}
     for (dataset, _, together, title), files in sorted(groups.items(), key=lambda each: [*LAYOUTS].index(each[0][0])):
         layout = LAYOUTS[dataset]
-        for codes, members in _members(layout, together, files, pivot, left):
-            found = EvaluationSet(title, layout.tasks, codes, members, layout.options)
-            if languages and any(best_match(code, [pivot, *languages]) is None for code in codes):
+        for named, members in _members(layout, together, files, pivot, left):
+            found = EvaluationSet(title, layout.tasks, named, members, layout.options)
+            if languages and any(best_match(code, [pivot, *languages]) is None for code in named):
                 left.append((members[-1], "not in the given languages"))
             elif (title, found.language) in sets:
                 left.append((members[-1], f"{title} {found.language} is also in another folder"))

@@ -162,7 +162,8 @@ def _read_word_pairs(path: Path) -> list[tuple[list[str], list[str]]]:
         sides = text.split("|||")
         if reason or len(sides) != 2:
             raise UserError(
-                f"{path}:{number}: found {reason or repr(text[:80])}, expected 'source ||| target'; or give two files, SRC,TGT"
+                f"{path}:{number}: found {reason or repr(text[:80])}, expected 'source ||| target'; or give two files, "
+                "SRC,TGT"
             )
         pairs.append((_words(sides[0], path, number), _words(sides[1], path, number)))
     return pairs
