@@ -173,8 +173,8 @@ def test_minutes_limit_the_steps(chosen):
 
 def test_few_steps_get_a_smaller_batch(chosen, monkeypatch, tmp_path):
     monkeypatch.setattr(workflow, "STEPS_OF_A_PASS", 1)
-    found = chosen(minutes=0.8)  # 4,800 pairs at 100 pairs/s: 200 steps of 24 pairs
-    assert (found["chosen"]["batch"], found["train"]["steps"]) == (64, 75)
+    found = chosen(minutes=0.4)  # 2,400 pairs at 100 pairs/s
+    assert (found["chosen"]["batch"], found["train"]["steps"]) == (64, 37)
     assert json.loads((tmp_path / "out" / "deepspeed.json").read_text())["train_batch_size"] == 64
 
 
