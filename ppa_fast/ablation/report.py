@@ -128,7 +128,7 @@ def collect(plan: Plan, out: Path) -> dict[str, Any]:
         rows = {row: _row(found, runs.get(BASELINE) if row != BASELINE else None) for row, found in runs.items()}
         row, found = next(iter(runs.items()))
         file = result_file(out, next(iter(found.by_seed)), row, evaluation)
-        about = {"task": evaluation.task, "metric": read_metric(file, evaluation.task)}
+        about: dict[str, Any] = {"task": evaluation.task, "metric": read_metric(file, evaluation.task)}
         about |= {**_measurable(evaluation, rows), "sizes": read_sizes(file, evaluation.task)}
         evaluations[evaluation.name] = {**about, "rows": rows}
     return {"seeds": len(seeds_of(out)), "evaluations": evaluations}

@@ -52,8 +52,9 @@ METRICS = {
     "nli": {"accuracy": "accuracy"},
     "classify": {"accuracy": "accuracy", "macro_f1": "macro-F1"},
     "qa": {"f1": "F1", "exact_match": "exact match"},
+    "tagging": {"accuracy": "accuracy", "f1": "entity F1"},
 }
-"""Task → the metrics of the table, by their names in the scores."""
+"""Task → the metrics of the table, by their names in the scores, where they have them."""
 COUNTS = ("n", "sentences", "gold")  # the number of scored examples, by the first of these names in the scores
 LEAST_ROWS = 12  # of mining: each half then has two gold pairs
 KEPT = 50_000  # sentence vectors kept for the next language: 150 MB of width 768
@@ -246,10 +247,12 @@ def _table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for (dataset, task), by_language in tasks.items():
         for metric, label in METRICS[task].items():
+            if not any(metric in score for scores in by_language.values() for score in scores if score):
+                continue  # a tagging set has parts of speech or entities
             name, scale = f"{dataset}: {label.format(pivot=result['pivot'])}", 1 if task == "qa" else 100
             values, counts = {}, {}
             for language, scores in by_language.items():
-                values[language] = [None if score is None else scale * score[metric] for score in scores]
+                values[language] = [scale * score[metric] if score else None for score in scores]
                 counts[language] = _count(next(score for score in scores if score))
                 # The pivot is the first language of parallel data.
                 shown = language.partition("-")[2] if task in ("retrieval", "mine") else language

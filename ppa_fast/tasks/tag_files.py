@@ -98,7 +98,8 @@ def _sentences(
         if bad:
             rejected.append(bad[0])
         elif words:
-            sentences.append(TaggedSentence(*zip(*words, strict=True), row=row, line=block[0][0], index=index))
+            texts, tags = zip(*words, strict=True)
+            sentences.append(TaggedSentence(texts, tags, row, block[0][0], index))
     check_not_empty(path, len(sentences) + len(rejected))
     return sentences, rejected
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ppa_fast.errors import UserError
 from ppa_fast.settings import TagsSettings
@@ -47,7 +47,7 @@ class TaggingTask(Task):
 
     name = "tagging"
     auto = "AutoModelForTokenClassification"
-    metrics = ACCURACY
+    metrics: ClassVar[tuple[str, ...]] = ACCURACY
     selection = "accuracy"
     scale = 100
     defaults = Defaults(max_tokens=128, learning_rate=2e-5, epochs=10)

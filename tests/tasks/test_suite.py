@@ -123,7 +123,7 @@ def test_scores_equal_those_of_the_single_evaluations(tiny: Tiny, tmp_path: Path
     assert result["not_scored"] == {
         UNKNOWN: ["a.md"],
         "classify needs a fine-tuned model, whose class ends with ForSequenceClassification": ["SIB-200 en"],
-        "ppa-fast evaluate has no task tagging": ["PUD en"],
+        "tagging needs a fine-tuned model, whose class ends with ForTokenClassification": ["PUD en"],
     }
     assert json.loads((out / "result.json").read_text(encoding="utf-8")) == result
     table = (out / "table.md").read_text(encoding="utf-8")
@@ -200,6 +200,19 @@ def test_a_fine_tuned_model_is_scored_on_its_task(tiny: Tiny, tmp_path: Path, ta
         crossed = evaluate("qa", model=model, gold=[mlqa])["languages"]["de-en"]
         straight = evaluate("qa", model=model, gold=[f"de:{data / 'xquad.de.json'}"], metric="squad")["languages"]["de"]
         assert scores == {"XQuAD de": straight, "MLQA de-en": crossed}
+
+
+@pytest.mark.parametrize(("tags", "label"), [(("NOUN", "VERB"), "accuracy"), (("B-LOC", "O"), "entity F1")])
+def test_a_tagger_is_scored_on_its_kind_of_tags(tiny: Tiny, tmp_path: Path, tags: tuple[str, str], label: str) -> None:
+    model = str(tmp_path / "model")
+    load_with_head(tiny.model, "AutoModelForTokenClassification", tags, 0).save_pretrained(model)
+    load_tokenizer(str(tiny.model)).save_pretrained(model)
+    lines = [line for text in TEXT["de"][:3] for line in (*(f"{w}\t{tags[0]}" for w in text.split()), "")]
+    result = evaluate_suite([model], write(tmp_path / "data", {"pud.de.tsv": lines}), tmp_path / "out")
+    expected = evaluate("tagging", model=model, gold=[str(tmp_path / "data/pud.de.tsv")])["languages"]
+    assert [row["scores"][0] for row in result["scores"]] == list(expected.values())
+    table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert [line.split(" | ")[0] for line in table.splitlines() if "PUD" in line] == [f"| PUD: {label}"]
 
 
 def test_the_table_has_models_beside_each_other() -> None:
