@@ -14,8 +14,12 @@ def run(*command: str | Path, **options) -> str:
     return done.stdout
 
 
-def run_pipeline(tool: Path, folder: Path, **options) -> None:
-    """Runs sample, tokenizer, init, prepare, train, train again (which resumes), export and evaluate in ``folder``.
+TRAIN = ("train", "--model", "model", "--data", "store", "--output", "run")
+DEV = ("--pairs", "en-de:corpus/dev.en,corpus/dev.de")
+
+
+def run_until_training(tool: Path, folder: Path, **options) -> None:
+    """Runs sample, tokenizer, init, prepare and a dry run of train in ``folder``.
 
     Args:
         tool: the program ``ppa-fast`` of the environment to test.
@@ -29,15 +33,19 @@ def run_pipeline(tool: Path, folder: Path, **options) -> None:
     small = ("--layers", "1", "--hidden", "32", "--heads", "2")
     run(tool, "init", "--tokenizer", "tokenizer", *small, "--out", "model", **options)
     run(tool, "prepare", "--pairs", f"en-de:{','.join(texts)}", "--tokenizer", "tokenizer", "--out", "store", **options)
-    (folder / "ds.json").write_text('{"train_batch_size": 8}', encoding="utf-8")
-    train = (tool, "train", "--model", "model", "--data", "store", "--output", "run")
-    ready = Path(run(*train, "--dry-run", **options).partition("--deepspeed_config=")[2].split()[0])
+    ready = Path(run(tool, *TRAIN, "--dry-run", **options).partition("--deepspeed_config=")[2].split()[0])
     assert (folder / ready).is_file()
+
+
+def run_pipeline(tool: Path, folder: Path, **options) -> None:
+    """As :func:`run_until_training`, then train, train again (which resumes), export and evaluate."""
+    run_until_training(tool, folder, **options)
+    options["cwd"] = folder
+    (folder / "ds.json").write_text('{"train_batch_size": 8}', encoding="utf-8")
     shape = ("--deepspeed_config", "ds.json", "--queue-size", "8", "--schedule", "constant", "--log-every", "1")
     for steps in (2, 4):  # the second command resumes the run
-        run(*train, *shape, "--steps", str(steps), **options)
+        run(tool, *TRAIN, *shape, "--steps", str(steps), **options)
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
     run(tool, "export", "run", "--out", "export", **options)
-    dev = ("--pairs", "en-de:corpus/dev.en,corpus/dev.de")
-    assert "en-de" in run(tool, "evaluate", "retrieval", "--model", "export", *dev, **options)
+    assert "en-de" in run(tool, "evaluate", "retrieval", "--model", "export", *DEV, **options)

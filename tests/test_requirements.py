@@ -99,7 +99,7 @@ def small_environment(tmp_path: Path) -> dict[str, str]:
     "command",
     [
         pytest.param(["-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "gpu"], id="GPU tests"),
-        pytest.param(["benchmarks/step.py", "--device", "cpu", "--quick"], id="step"),
+        pytest.param(["benchmarks/step.py", "--device", "cpu", "--quick", "--rows", "naive,DeepSpeed"], id="step"),
         pytest.param(["benchmarks/kernels.py", "--device", "cpu", "--quick"], id="kernels"),
         pytest.param(["benchmarks/gpu.py", "--device", "cpu", "--stages", "smoke", "--out", "OUT"], id="gpu.py"),
     ],
