@@ -15,13 +15,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 from numpy.typing import NDArray
 
 from ppa_fast.data.reading.corpus import parse_pairs
@@ -31,7 +29,8 @@ from ppa_fast.data.reading.filters import check_languages, check_pair, excluded_
 from ppa_fast.data.reading.groups import GROUP_RULE, sentence_group
 from ppa_fast.data.reading.lines import Reject
 from ppa_fast.data.reading.row_parallel import parse_multi
-from ppa_fast.data.reading.source import Drop, Item, Pair, Source
+from ppa_fast.data.reading.source import Drop, Pair, Source
+from ppa_fast.data.store.chunking import Chunk, read_chunks
 from ppa_fast.data.store.journal import JOURNAL, Journal
 from ppa_fast.data.store.store import (
     StoreWriter,
@@ -54,26 +53,11 @@ REJECTED = "rejected.tsv"  # in the store: the unusable records, as file:line: r
 NO_TOKENS = "no tokens"
 UNKNOWN = "mostly unknown tokens"
 
-# The size of a worker's task; it limits the memory of the chunks in flight.
-CHUNK_RECORDS = 4_096
-CHUNK_CHARACTERS = 500_000
 MOST_WORKERS = 16  # default limit: the reading process cannot keep more workers busy, and each uses 70 MB
 ROWS_PER_SHARD = 1 << 20  # the work that a kill can lose: two minutes on two cores (8,200 pairs/s)
 
 WARN_FROM = 10_000  # records; the rejected share of fewer records is not reliable
 MEGABYTE = 1 << 20
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive records of source ``number``, from record ``first``; ``pair`` is the index of its language pair. None
-    stands for a record outside of the fraction to prepare."""
-
-    source: Source
-    number: int
-    pair: int
-    first: int
-    items: list[Item | None]
 
 
 @dataclass(frozen=True)
@@ -230,7 +214,7 @@ def _prepare(settings: PrepareSettings, sources: Sequence[Source], out: Path) ->
             journal.save(out)
 
         end_shard()
-        for part in pool.map(_chunks(sources, names, [source["records"] for source in mine], settings.fraction)):
+        for part in pool.map(read_chunks(sources, names, [source["records"] for source in mine], settings.fraction)):
             writer.add(part.rows)
             for reject in part.rejects:
                 with write_errors(out / REJECTED):
@@ -314,39 +298,6 @@ def _rejected_file(path: Path, size: int) -> Iterator[BinaryIO]:
     finally:
         with write_errors(path):  # closing writes what is left in the buffer
             file.close()
-
-
-def _chunks(sources: Sequence[Source], names: list[str], done: list[int], fraction: float) -> Iterator[Chunk]:
-    """Yields the chunks after the ``done`` records of each source; ``names`` lists the language pairs by index."""
-    for number, (source, first) in enumerate(zip(sources, done, strict=True)):
-        items: Iterator[Item | None] = islice(source.read(), first, None)
-        if fraction < 1:
-            items = _sampled(items, source.name, first, fraction)
-        while chunk := take(items):
-            yield Chunk(source, number, names.index(source.name), first + 1, chunk)
-            first += len(chunk)
-
-
-def _sampled(items: Iterator[Item | None], name: str, first: int, fraction: float) -> Iterator[Item | None]:
-    """Replaces by None all but a ``fraction`` of the records of language pair ``name``, which start after ``first``.
-
-    A hash of name and record number chooses, so the choice does not depend on where a kill cut the reading.
-    """
-    limit = int(fraction * 2**64)
-    for record, item in enumerate(items, first + 1):
-        yield item if xxhash.xxh3_64_intdigest(f"{name} {record}".encode()) < limit else None
-
-
-def take(items: Iterator[Item | None]) -> list[Item | None]:
-    """Takes the items of the next chunk."""
-    taken: list[Item | None] = []
-    characters = 0
-    for item in items:
-        taken.append(item)
-        characters += len(item.a) + len(item.b) if isinstance(item, Pair) else 0
-        if len(taken) == CHUNK_RECORDS or characters >= CHUNK_CHARACTERS:
-            break
-    return taken
 
 
 def _count(part: Encoded, counts: dict[str, Any], source: dict[str, Any]) -> None:

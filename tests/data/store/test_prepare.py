@@ -22,6 +22,7 @@ from transformers import BertTokenizerFast
 from ppa_fast import __version__
 from ppa_fast.data.reading.corpus import parse_pairs
 from ppa_fast.data.reading.groups import sentence_group
+from ppa_fast.data.store import chunking
 from ppa_fast.data.store import prepare as module
 from ppa_fast.data.store.prepare import prepare
 from ppa_fast.data.store.store import Store, StoreWriter
@@ -142,7 +143,7 @@ def test_literal_special_tokens_stay_text(tmp_path: Path, tokenizer: str) -> Non
 def test_the_number_of_workers_does_not_change_a_byte(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_RECORDS", 37)
+    monkeypatch.setattr(chunking, "CHUNK_RECORDS", 37)
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 400)
     spec, pairs = write_corpus(tmp_path, 1000)
     text = (tmp_path / "t.en").read_text().splitlines()
@@ -168,17 +169,17 @@ def test_the_number_of_workers_does_not_change_a_byte(
 
 def test_chunks_are_bounded_by_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, pairs = write_corpus(tmp_path, 300)
-    monkeypatch.setattr(module, "CHUNK_CHARACTERS", 1000)
-    chunks = list(module._chunks([parse_pairs(spec)], ["en-de"], [0], 1))
+    monkeypatch.setattr(chunking, "CHUNK_CHARACTERS", 1000)
+    chunks = list(chunking.read_chunks([parse_pairs(spec)], ["en-de"], [0], 1))
     sizes = [sum(len(item.a) + len(item.b) for item in chunk.items) for chunk in chunks]
     assert all(1000 <= size < 1250 for size in sizes[:-1])
     assert [(item.a, item.b) for chunk in chunks for item in chunk.items] == pairs
     # The chunks are equal after the end of any chunk.
-    assert list(module._chunks([parse_pairs(spec)], ["en-de"], [chunks[3].first - 1], 1)) == chunks[3:]
+    assert list(chunking.read_chunks([parse_pairs(spec)], ["en-de"], [chunks[3].first - 1], 1)) == chunks[3:]
 
 
 def test_filtered_pairs_are_dropped(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_RECORDS", 2)
+    monkeypatch.setattr(chunking, "CHUNK_RECORDS", 2)
     (tmp_path / "t.tsv").write_text("aaaa\tb\na\tb\nno tab\naaaaa\tc\nä\t\u200b\nc\td\n")
     specs = [f"en-de:{tmp_path}/t.tsv", f"fr-en:{tmp_path}/t.tsv"]
     manifest = prepare(specs, tokenizer, tmp_path / "store", max_rejected=1, filters=Filters(max_length=3), workers=1)
@@ -205,7 +206,7 @@ def test_gz_equals_plain(tmp_path: Path, tokenizer: str) -> None:
 def test_progress_counts_the_bytes_of_the_files(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_RECORDS", 20)
+    monkeypatch.setattr(chunking, "CHUNK_RECORDS", 20)
     monkeypatch.setattr(module, "MEGABYTE", 1)
     seen = []
     monkeypatch.setattr(
@@ -343,7 +344,7 @@ def test_closing_the_file_of_rejected_records_on_a_full_disk_names_it(tmp_path: 
 def test_a_high_share_of_rejected_records_gives_an_early_warning(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
+    monkeypatch.setattr(chunking, "CHUNK_RECORDS", 10)
     monkeypatch.setattr(module, "WARN_FROM", 30)
     (tmp_path / "t.tsv").write_text("a\tb\n" * 38 + "no tab\n" * 2 + "a\tb\n" * 40)
     prepare([f"en-de:{tmp_path}/t.tsv"], tokenizer, tmp_path / "store", max_rejected=0.04)
@@ -372,9 +373,9 @@ def test_a_fraction_of_the_records_is_prepared(tmp_path: Path, tokenizer: str) -
 
 @pytest.mark.parametrize("first", [0, 1, 37])
 def test_the_fraction_does_not_depend_on_where_reading_resumes(first: int) -> None:
-    chosen = list(module._sampled(iter(range(100)), "en-de", 0, 0.3))
-    assert list(module._sampled(iter(range(first, 100)), "en-de", first, 0.3)) == chosen[first:]
-    assert chosen != list(module._sampled(iter(range(100)), "en-fr", 0, 0.3))
+    chosen = list(chunking.sampled(iter(range(100)), "en-de", 0, 0.3))
+    assert list(chunking.sampled(iter(range(first, 100)), "en-de", first, 0.3)) == chosen[first:]
+    assert chosen != list(chunking.sampled(iter(range(100)), "en-fr", 0, 0.3))
 
 
 def test_text_without_a_usable_pair_is_an_error(tmp_path: Path, tokenizer: str) -> None:
@@ -396,7 +397,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_failed_prepare_leaves_no_store_and_resumes(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
+    monkeypatch.setattr(chunking, "CHUNK_RECORDS", 10)
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 30)
     spec, _ = write_corpus(tmp_path, 100)
     out, add, calls = tmp_path / "store", StoreWriter.add, itertools.count()
@@ -432,7 +433,7 @@ def interrupted(spec: str, tokenizer: str, out: Path, **arguments: Any) -> None:
 def test_different_arguments_restart_prepare(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
+    monkeypatch.setattr(chunking, "CHUNK_RECORDS", 10)
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 30)
     monkeypatch.setattr(module, "WARN_FROM", 50)
     spec, pairs = write_corpus(tmp_path, 60)
@@ -454,7 +455,7 @@ def test_different_arguments_restart_prepare(
 
 
 def test_append_adds_rows(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
+    monkeypatch.setattr(chunking, "CHUNK_RECORDS", 10)
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 30)
     first, _ = write_corpus(tmp_path, 50)
     (tmp_path / "t.tsv").write_text("un\tone\nno tab\n" + "deux\ttwo\n" * 40)
@@ -524,11 +525,12 @@ DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
 import ppa_fast.data.store.prepare as module
+from ppa_fast.data.store import chunking
 from ppa_fast.data.store.tokenize import load_tokenizer
 from ppa_fast.data.store.store import StoreWriter
 
 arguments, kills = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-module.CHUNK_RECORDS, module.ROWS_PER_SHARD = 10, 30
+chunking.CHUNK_RECORDS, module.ROWS_PER_SHARD = 10, 30
 load_tokenizer(arguments["tokenizer"])
 
 def count(owner, name, left):
@@ -572,7 +574,7 @@ def run_killed(arguments: dict[str, Any], kills: list[tuple[int, Path]]) -> int:
 @pytest.fixture
 def three_shards(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Arguments of a prepare with three shards and some bad records; tmp_path / "whole" is the expected store."""
-    monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
+    monkeypatch.setattr(chunking, "CHUNK_RECORDS", 10)
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 30)
     spec, _ = write_corpus(tmp_path, 45)
     (tmp_path / "t.tsv").write_text("un\tone\nno tab\n\u200b\tx\n" + "deux\ttwo\n" * 30)
