@@ -248,19 +248,23 @@ def test_stopped_training_is_an_interruption_and_failed_training_an_error(monkey
 
 
 @pytest.mark.parametrize(
-    ("first", "memory", "speeds", "expected", "tried"),
+    ("of_rank", "first", "memory", "speeds", "expected", "tried"),
     [
-        # It needs 0.1 of the memory a pair: halved until it fits, and then not enlarged again.
-        (32, lambda pairs: 0.1 * pairs, {}, 4, [32, 16, 8, 4]),
-        # Doubled while the steps become faster, and at most to the 32 pairs of a rank.
-        (8, lambda pairs: 0.0, {8: 10, 16: 20, 32: 30}, 32, [8, 16, 32]),
-        (8, lambda pairs: 0.0, {8: 10, 16: 10.2}, 8, [8, 16]),
+        # It needs 0.1 of the memory a pair: reduced until it fits, and then not enlarged again.
+        (32, 32, lambda pairs: 0.1 * pairs, {}, 4, [32, 16, 8, 4]),
+        (45, 45, lambda pairs: 0.1 * pairs, {}, 5, [45, 15, 5]),
+        # Doubled while the steps become faster, and at most to the pairs of a rank, which it divides.
+        (32, 8, lambda pairs: 0.0, {8: 10, 16: 20, 32: 30}, 32, [8, 16, 32]),
+        (24, 4, lambda pairs: 0.0, {4: 10, 8: 20}, 8, [4, 8]),
+        (32, 8, lambda pairs: 0.0, {8: 10, 16: 10.2}, 8, [8, 16]),
         # 16 pairs need 0.32, so 32 are not tried.
-        (8, lambda pairs: 0.02 * pairs, {8: 10, 16: 20}, 16, [8, 16]),
+        (32, 8, lambda pairs: 0.02 * pairs, {8: 10, 16: 20}, 16, [8, 16]),
     ],
-    ids=["too large", "faster", "no faster", "memory"],
+    ids=["too large", "odd", "faster", "divides", "no faster", "memory"],
 )
-def test_the_fastest_micro_batch_that_fits_is_chosen(monkeypatch, tmp_path, first, memory, speeds, expected, tried):
+def test_the_fastest_micro_batch_that_fits_is_chosen(
+    monkeypatch, tmp_path, of_rank, first, memory, speeds, expected, tried
+):
     found = []
 
     def steps(settings):
@@ -268,12 +272,12 @@ def test_the_fastest_micro_batch_that_fits_is_chosen(monkeypatch, tmp_path, firs
         micro_batch = written["train_micro_batch_size_per_gpu"]
         assert written["train_batch_size"] % micro_batch == 0
         found.append(micro_batch)
-        if micro_batch > 8 and first == 32:
+        if micro_batch > 8 and not speeds:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return speeds.get(micro_batch, 50.0), memory(micro_batch)
 
     monkeypatch.setattr(measure, "_steps", steps)
-    config = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": first}
+    config = {"train_batch_size": 2 * of_rank, "train_micro_batch_size_per_gpu": first}
     chosen = measure.measure(Settings(deepspeed_config=str(tmp_path / "ds.json")), config, 2)
     assert chosen == measure.Measured(expected, speeds.get(expected, 50.0))
     assert found == tried

@@ -37,8 +37,9 @@ class Measured(NamedTuple):
 def measure(settings: Settings, config: Mapping[str, Any], ranks: int) -> Measured:
     """Runs a few training steps on one rank in this process, without a checkpoint or log.
 
-    Halves the micro-batch of ``config`` until the steps need at most the share ``MOST_MEMORY`` of the device's memory.
-    If it fits at once, doubles it while this fits and makes the steps faster.
+    Reduces the micro-batch of ``config`` by half or more until the steps need at most the share ``MOST_MEMORY`` of the
+    device's memory. If it fits at once, doubles it while this fits and makes the steps faster. A micro-batch always
+    divides the pairs of a rank.
 
     Args:
         settings: of the run. Its DeepSpeed file is written: ``config`` with the micro-batch and a small global batch.
@@ -46,22 +47,24 @@ def measure(settings: Settings, config: Mapping[str, Any], ranks: int) -> Measur
 
     Raises UserError as :func:`preflight.check`, and the error of the device if even one pair does not fit.
     """
-    most = config["train_batch_size"] // ranks
-    micro_batch = min(config["train_micro_batch_size_per_gpu"], most)
+    of_rank = config["train_batch_size"] // ranks
+    micro_batch = min(config["train_micro_batch_size_per_gpu"], of_rank)
     best: Measured | None = None
+    reduced = False
     while True:
         begin = time.perf_counter()
-        measured, memory = _try(settings, config, micro_batch, min(max(PAIRS, micro_batch), most))
+        measured, memory = _try(settings, config, micro_batch, min(max(PAIRS, micro_batch), of_rank))
         if memory > MOST_MEMORY and micro_batch > 1 and not best:
-            log.info(f"a micro-batch of {micro_batch} pairs needs too much memory; trying {micro_batch // 2}")
-            micro_batch, most = micro_batch // 2, micro_batch // 2
+            smaller = next(size for size in range(micro_batch // 2, 0, -1) if of_rank % size == 0)
+            log.info(f"a micro-batch of {micro_batch} pairs needs too much memory; trying {smaller}")
+            micro_batch, reduced = smaller, True
             continue
         if best and (memory > MOST_MEMORY or measured.pairs_per_s < GAIN * best.pairs_per_s):
             return best
-        best = measured
-        if 2 * micro_batch > most or 2 * memory > MOST_MEMORY or time.perf_counter() - begin > SLOW:
+        best, micro_batch = measured, 2 * micro_batch
+        slow = time.perf_counter() - begin > SLOW
+        if reduced or slow or of_rank % micro_batch or 2 * memory > MOST_MEMORY:
             return best
-        micro_batch *= 2
 
 
 def _try(settings: Settings, config: Mapping[str, Any], micro_batch: int, batch: int) -> tuple[Measured, float]:
