@@ -1,4 +1,4 @@
-"""Builds the native operations; all else of packaging lives in pyproject.toml, which names this file as build backend.
+"""Builds the native operations; pyproject.toml has the rest, and names this file as the build backend.
 
     ppa_fast/_C.so         the operations on the CPU      needs a C++ compiler
     ppa_fast/_C_cuda.so    the operations on CUDA         needs nvcc too
@@ -8,8 +8,8 @@ Both operation libraries use torch's stable ABI: one build serves every torch fr
 machine it was built on. The build is ninja's: incremental, in ``build/native``. What cannot be built is left out with a
 line that says why: the package works without (PyTorch's reference implementations).
 
-The build needs the headers of torch. It takes those of an installed torch, also where pip builds in an isolated
-environment. If none is installed and there is a compiler, the isolated environment gets a torch of its own.
+The build needs the headers of torch. It uses an installed torch, even if pip builds in an isolated environment. (uv and
+``python -m build`` hide it.) If it finds none and there is a compiler, the isolated environment gets its own torch.
 
     PPA_FAST_CUDA=0|1|auto   leave _C_cuda out, insist on it, or build it where nvcc is found (default)
     TORCH_CUDA_ARCH_LIST     default 8.0;9.0;10.0, those that nvcc knows; machine code for each, PTX for the last
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from setuptools import Command, Distribution, build_meta, setup
-from setuptools.build_meta import *  # noqa: F403  # the hooks of a build backend; those below replace three of them
+from setuptools.build_meta import *  # noqa: F403  # the hooks of a build backend; those below replace two of them
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -40,7 +40,7 @@ BUILD = ROOT / "build" / "native"
 ARCHITECTURES = "8.0;9.0;10.0"
 TORCH = (2, 11)  # the oldest torch that the libraries load in
 TORCH_TARGET = f"0x{TORCH[0]:02x}{TORCH[1]:02x}000000000000"
-# Where packages are looked for: the second is hidden, but not moved, while pip builds in an isolated environment.
+# Where packages are looked for: an isolated build of pip removes the second from sys.path only.
 PLACES = [*sys.path, sysconfig.get_path("purelib")]
 
 COMMON = ["-std=c++20", "-fPIC", "-g1", f"-I{CSRC / 'include'}", f"-I{CSRC}", "-Wall", "-Wextra"]
@@ -80,7 +80,7 @@ def _torch_requirement() -> list[str]:
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
-    """Called by pip and ``build`` (PEP 517): what the isolated environment of a build gets besides pyproject.toml's."""
+    """Called by pip and ``build`` (PEP 517): the packages for an isolated build, besides those of pyproject.toml."""
     return [*build_meta.get_requires_for_build_wheel(config_settings), *_torch_requirement()]
 
 
@@ -166,8 +166,8 @@ class Ninja:
         if subprocess.run([find_ninja() or "ninja", "-C", str(self.folder)]).returncode:
             raise SystemExit(
                 "ppa-fast: the native operations did not compile; the compiler's messages are above. They need a "
-                "compiler of C++20, such as g++ 11 (CXX=g++-11 selects one), and CUDA 12 or newer. PPA_FAST_CUDA=0 "
-                "leaves CUDA's library out; CXX=none leaves all libraries out: PyTorch's operations are then used."
+                "C++20 compiler, such as g++ 11 (CXX=g++-11 selects one), and CUDA 12 or newer. PPA_FAST_CUDA=0 skips "
+                "_C_cuda.so. CXX=none skips all libraries, and the PyTorch reference is used."
             )
 
 
@@ -267,7 +267,7 @@ class BuildSimt(Command):
 
 
 class NativeDistribution(Distribution):
-    """A distribution with extension modules, though none are listed: their names are ninja's affair."""
+    """A distribution with extension modules, although none are listed, because ninja builds them."""
 
     def has_ext_modules(self) -> bool:
         return True

@@ -6,12 +6,13 @@ Every competitor trains the same weights on the same pairs with the same global 
 one core. DATA_DIR is that of real_text.py. The settings "minilm" and "e5" start from real encoders: --model is the
 folder of all-MiniLM-L6-v2 or multilingual-e5-small.
 
-Seconds are of the processor, so that other work on the machine counts little. First the speed of every competitor is
-measured. It gives the number of steps that fill --seconds, so that the learning rate schedule ends there. The seconds
-of ppa-fast include the store, which sentence-transformers does not need; it has as many pairs as the run reads.
+Seconds are processor seconds, so that other work on the machine counts little. The benchmark first measures the speed
+of every competitor. The speed gives the number of steps that fill --seconds; the learning rate schedule ends there. The
+seconds of ppa-fast include making the token store, which sentence-transformers does not need. The store has as many
+pairs as the run reads.
 
-A seed's results are one file of OUT/SETTING. A run that is in its file is not run again. The tables and the picture are
-made of all files there.
+OUT/SETTING/seed-SEED.json has the results of a seed. A run whose result is in its file is not run again. The tables and
+the picture use all of these files.
 """
 
 from __future__ import annotations
@@ -248,15 +249,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--setting", choices=SETTINGS, default="random")
     parser.add_argument("--model", type=Path, help="folder of the encoder, for the settings minilm and e5")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=300, help="of the processor, each (default 300)")
-    parser.add_argument("--steps", type=int, help="of every competitor, in place of --seconds")
+    parser.add_argument("--seconds", type=float, default=300, help="processor seconds of each competitor (default 300)")
+    parser.add_argument("--steps", type=int, help="training steps of every competitor, in place of --seconds")
     parser.add_argument("--only", nargs="+", choices=COMPETITORS, help="competitors (default all)")
-    parser.add_argument("--learning-rate", type=float, help='of all but "ours, paper", to find the best')
+    parser.add_argument("--learning-rate", type=float, help='learning rate of every competitor except "ours, paper"')
     parser.add_argument("--at-once", type=int, default=2, help="processes at a time (default 2)")
-    parser.add_argument("--rows", type=int, default=ROWS, help="of the training text (default %(default)s)")
-    parser.add_argument("--batch", type=int, help="pairs of a step (default: the setting's)")
-    parser.add_argument("--hidden", type=int, default=128, help="width from random weights (default %(default)s)")
-    parser.add_argument("--vocab-size", type=int, default=20_000, help="from random weights (default %(default)s)")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of training text (default %(default)s)")
+    parser.add_argument("--batch", type=int, help="pairs per step (default: as in the setting)")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the random encoder (default %(default)s)")
+    parser.add_argument("--vocab-size", type=int, default=20_000, help="of the random encoder (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/peers"), help="(default %(default)s)")
     options = parser.parse_args(argv)
     if (options.model is None) != (options.setting == "random"):

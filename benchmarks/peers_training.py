@@ -138,7 +138,7 @@ def theirs(run: dict[str, Any], curve: Curve, evaluates_at: set[int]) -> None:
 
 
 def ours(run: dict[str, Any], curve: Curve, evaluates_at: set[int]) -> None:
-    """The product's trainer, a micro-batch a step; its evaluations are the curve's."""
+    """Trains with ppa-fast, with one micro-batch per step; ``curve`` evaluates."""
     output, steps = Path(run["output"]), run["steps"]
     config = {
         "train_batch_size": run["batch"],

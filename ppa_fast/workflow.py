@@ -39,12 +39,12 @@ log = logging.getLogger(__name__)
 CHOICES = "align.json"  # in the output folder: what was asked for and what was chosen
 WEIGHTS = "model.safetensors"  # the last file of the export that appears
 
-PAIRS_SEEN = 250_000  # of a run, counting repetitions; more if the text is larger, so that each pair is seen once
+PAIRS_SEEN = 250_000  # pairs that a run reads, with repetitions; a larger text is read once
 MOST_PASSES = 10
-STEPS_OF_A_PASS = 16  # at least; the global batch of a small text is reduced
+STEPS_OF_A_PASS = 16  # a pass has at least this many steps; a small text gets a smaller batch
 FEW_STEPS, SMALL_BATCH = 200, 64  # with --minutes: fewer steps get a smaller batch, down to this many pairs a rank
 LOWEST_MOMENTUM = 0.9  # of the key encoder in a short run; with a lower one the contrast collapses
-EVALUATIONS = 4  # while training, besides the one before it
+EVALUATIONS = 4  # during training; one more takes place before training
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _opened(settings: AlignSettings, folder: Path) -> dict[str, Any]:
         load_config(settings.model)
         write_json(file, {"asked": asked})
     choices: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    # What no stage has used yet may change.
+    # An argument may change until a stage has used it.
     used = asked if "train" in choices else ("model", "pairs", "dev") if "dev" in choices else ()
     for name in used:
         if asked[name] != (then := choices["asked"][name]):
@@ -186,12 +186,12 @@ def _chosen(settings: AlignSettings, folder: Path, dev: list[str]) -> dict[str, 
         f"{micro_batch}, {steps * batch / pairs:.1f} passes over {pairs:,} pairs; all choices are in {folder / CHOICES}"
     )
     log.info(
-        f"estimate: training takes {_duration(steps * batch / pairs_per_s)} at {pairs_per_s:,.0f} pairs/s, and "
-        f"{1 + math.ceil(steps / train['eval_every'])} evaluations besides"
+        f"estimate: training takes {_duration(steps * batch / pairs_per_s)} at {pairs_per_s:,.0f} pairs/s; "
+        f"{1 + math.ceil(steps / train['eval_every'])} evaluations take additional time"
     )
     prepared = {"pairs": settings.pairs, "tokenizer": settings.model, "out": str(store), "max_tokens": max_tokens}
     commands = _commands({**prepared, "exclude": dev}, train)
-    log.info("\n  ".join(["the same by separate commands:", *commands]))
+    log.info("\n  ".join(["these separate commands do the same:", *commands]))
     chosen = {"recipe": recipe, "reason": why, "precision": precision, "batch": batch, "micro_batch": micro_batch}
     chosen |= {"ranks": ranks, "pairs_per_s": round(pairs_per_s, 1)}
     return {"chosen": chosen, "train": train, "commands": commands}
@@ -276,7 +276,7 @@ def _done(settings: Settings) -> bool:
 
 
 def _export(folder: Path) -> None:
-    """Exports into ``folder``, which has other files: through a folder inside, ``WEIGHTS`` last."""
+    """Exports to a temporary folder, then moves the files to ``folder``, which has other files; ``WEIGHTS`` last."""
     temporary = folder / ".export"
     remove_folder(temporary)
     export(folder / "run", temporary)

@@ -235,7 +235,10 @@ def _base(block: _Block, languages: list[str]) -> str | Pretraining:
 
 def _alignment(block: _Block, languages: list[str]) -> Alignment:
     if ("pairs" in block.values) == ("store" in block.values):
-        raise UserError(f"{block.at('pairs')}: expected either pairs or store (a folder made by ppa-fast prepare)")
+        found = "both pairs and store" if "pairs" in block.values else "neither"
+        raise UserError(
+            f"{block.at('pairs')}: found {found}, expected either pairs or store (a folder made by ppa-fast prepare)"
+        )
     names = [f.name for f in fields(Settings) if f.name not in OWN_SETTINGS]
     given = block.block("settings", names).values
     for row in ROWS.values():

@@ -39,7 +39,10 @@ class AlignSettings(Options):
     )
     steps: int | None = option(None, "global steps (default: by the size of the text)", POSITIVE, metavar="N")
     minutes: float | None = option(
-        None, "train at most N minutes: fewer steps if they would take longer, by a short measurement", POSITIVE
+        None,
+        "train at most N minutes; a measurement of the speed limits the steps",
+        POSITIVE,
+        metavar="N",
     )
     train_settings: str | Path | None = option(
         None, "YAML file of settings of `train` that replace the chosen ones", metavar="FILE"
@@ -129,7 +132,7 @@ class ReportSettings(Options):
         "evaluation sets for the vectors, en-de:dev.en,dev.de … (default: the evaluation sets of the run)",
         metavar="SPEC",
     )
-    model: str | Path | None = option(None, "exported encoder that the page tells how to load", metavar="DIR")
+    model: str | Path | None = option(None, "exported encoder; the page then shows how to load it", metavar="DIR")
     watch: bool = option(False, "rewrite the page while training runs")
 
 

@@ -172,8 +172,8 @@ class TagsSettings(Options):
     )
     predictions: list[str] | None = option(
         None,
-        "one file for each gold file, given in the same form, with its sentences and words; lines with a tag alone "
-        "are enough",
+        "one file for each gold file, given in the same form, with the sentences and words of the gold file; lines "
+        "may also have only the tag",
         metavar="FILE",
     )
     model: str | None = option(
@@ -284,11 +284,13 @@ class SuiteSettings(Options):
     )
     data: str | Path = option(
         REQUIRED,
-        "folder of evaluation sets with their published file names; its subfolders are searched",
+        "folder to search, with its subfolders, for evaluation sets with their published file names",
         metavar="DIR",
     )
     out: str | Path = option(
-        "runs/suite", "folder of the scores; scores that it already has are not computed again", metavar="DIR"
+        "runs/suite",
+        "folder of the scores; scores that are already there are not computed again",
+        metavar="DIR",
     )
     languages: list[str] = option([], "languages to score besides the pivot (default: all of the data)", metavar="LANG")
     pivot: str = option("en", "language that retrieval and mining pair with each other language", metavar="LANG")

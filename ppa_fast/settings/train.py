@@ -174,7 +174,7 @@ class Settings(Options):
     def frozen(self, layers: int) -> set[int]:
         """The parts of an encoder with ``layers`` layers that are not trained: 0 the embeddings, 1 … L the layers.
 
-        Besides the chosen ones these are, without TLM, the layers above ``contrast_layer``, which no objective uses.
+        Without TLM, the layers above ``contrast_layer`` are also frozen, because no objective uses them.
         """
         count, numbers = self.freeze_layers, range(1, layers + 1)
         parts = {*(numbers[:count] if count >= 0 else numbers[count:])}

@@ -54,9 +54,9 @@ METRICS = {
     "qa": {"f1": "F1", "exact_match": "exact match"},
     "tagging": {"accuracy": "accuracy", "f1": "entity F1"},
 }
-"""Task → the metrics of the table, by their names in the scores, where they have them."""
+"""Task → the metrics in the table: name in the scores → title. A metric that the scores lack is left out."""
 COUNTS = ("n", "sentences", "gold")  # the number of scored examples, by the first of these names in the scores
-LEAST_ROWS = 12  # of mining: each half then has two gold pairs
+LEAST_ROWS = 12  # the fewest rows for mining; each half then has two gold pairs
 KEPT = 50_000  # sentence vectors kept for the next language: 150 MB of width 768
 
 

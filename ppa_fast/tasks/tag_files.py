@@ -105,7 +105,7 @@ def _sentences(
 
 
 def _without_language(sentences: list[TaggedSentence]) -> list[TaggedSentence]:
-    """The sentences without the prefix of PAN-X (``de:``), if all words of the file have the same."""
+    """The sentences without the prefix of PAN-X (``de:``), if all words of the file have the same prefix."""
     found = {match[0] if (match := _PANX.match(word)) else "" for each in sentences for word in each.words}
     if len(found) != 1 or not (prefix := found.pop()):
         return sentences
@@ -113,7 +113,7 @@ def _without_language(sentences: list[TaggedSentence]) -> list[TaggedSentence]:
 
 
 def read_tagged(path: str | Path, labels: Sequence[str] = ()) -> tuple[list[TaggedSentence], list[RejectedSentence]]:
-    """Reads sentences of tagged words, plain or .gz, in one of four layouts, which the file itself shows.
+    """Reads sentences of tagged words, plain or .gz, in one of four layouts, which is detected.
 
     - CoNLL-2002 and CoNLL-2003: a line for each word, which is the first column; its tag is the last one. Spaces
       separate the columns. An empty line ends a sentence. Lines that begin with ``-DOCSTART-`` are skipped.

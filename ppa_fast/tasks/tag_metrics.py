@@ -30,8 +30,8 @@ def has_entities(tags: Collection[str]) -> bool:
     others = sorted({*tags} - {*prefixed, "O"})
     if prefixed and others:
         raise UserError(
-            f"tags: found {others[0]} together with {prefixed[0]}, expected O or a type after B-, I-, E- or S- for "
-            "every word, or no such tags"
+            f"tags: found {others[0]} together with {prefixed[0]}, expected either only entity tags (O, or B-, I-, "
+            "E- or S- with a type) or no entity tags"
         )
     return bool(prefixed)
 

@@ -21,10 +21,10 @@ from ppa_fast.training.step import TrainingStep
 log = logging.getLogger(__name__)
 
 MOST_STEPS, SECONDS = 3, 5.0  # steps are timed until one of these is reached, after one step that is not timed
-PAIRS = 64  # of a measured step, at least; with fewer, the optimizer's update would take too large a share
+PAIRS = 64  # a measured step has at least this many; with fewer, the optimizer's update would take too large a share
 SLOW = 20.0  # seconds of a measurement after which no larger micro-batch is tried
-GAIN = 1.05  # of a larger micro-batch in speed, at least
-MOST_MEMORY = 0.5  # of the device: later micro-batches have longer sentences than those measured
+GAIN = 1.05  # a larger micro-batch must be this many times as fast
+MOST_MEMORY = 0.5  # share of the device's memory; later micro-batches have longer sentences than those measured
 
 
 class Measured(NamedTuple):
@@ -42,10 +42,12 @@ def measure(settings: Settings, config: Mapping[str, Any], ranks: int) -> Measur
     divides the pairs of a rank.
 
     Args:
-        settings: of the run. Its DeepSpeed file is written: ``config`` with the micro-batch and a small global batch.
+        settings: the settings of the run. This function writes their DeepSpeed file: ``config`` with the micro-batch
+            and a small global batch.
         config: the DeepSpeed configuration, with the global batch of ``ranks`` ranks.
 
-    Raises UserError as :func:`preflight.check`, and the error of the device if even one pair does not fit.
+    Raises UserError in the same cases as :func:`preflight.check`, and the error of the device if even one pair does
+    not fit.
     """
     of_rank = config["train_batch_size"] // ranks
     micro_batch = min(config["train_micro_batch_size_per_gpu"], of_rank)

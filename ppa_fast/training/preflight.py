@@ -75,7 +75,7 @@ class RunPlan:
 
     @property
     def masking_options(self) -> dict[str, Any]:
-        """Options of ``ops.assemble`` and the packer that coins and masks depend on, besides the pairs."""
+        """Options of ``ops.assemble`` and the packer. They and the pairs determine the query sides and the masks."""
         settings = self.settings
         return {
             "seed": settings.seed,
@@ -180,8 +180,8 @@ def _prepare_store(settings: Settings) -> ConcatDataset:
     asked = [(source.name, [path.name for path in source.paths]) for source in sources]
     if (found, manifest["max_tokens"]) != (asked, settings.max_tokens):
         raise UserError(
-            f"data: {store} holds other text or sentences of another --max-tokens ({manifest['max_tokens']}) than "
-            "asked for; expected the same, or another output"
+            f"data: {store} was prepared from other text, or with another --max-tokens ({manifest['max_tokens']}); "
+            "expected the same, or another output"
         )
     return ConcatDataset.open([store])
 
@@ -228,7 +228,9 @@ def _read_evaluations(specs: list[str]) -> list[tuple[PairSource, list[str], lis
             raise UserError(f"eval_pairs: {source.name} is given twice; expected each language pair once")
         names.add(source.name)
         if len(texts) < 2:  # uniformity needs pairs of sentences
-            raise UserError(f"eval_pairs: {source.name}: found {len(texts)} sentence in {source.paths[0]}, expected 2")
+            raise UserError(
+                f"eval_pairs: {source.name}: found {len(texts)} sentence in {source.paths[0]}, expected at least 2"
+            )
     return evaluations
 
 
@@ -266,8 +268,8 @@ def _check_model(
         )
     if model_config.vocab_size < data.special.vocab_size:
         raise UserError(
-            f"model: {settings.model} has {model_config.vocab_size} embeddings, its tokenizer "
-            f"{data.special.vocab_size} tokens"
+            f"model: {settings.model}: found {model_config.vocab_size} embeddings, expected at least "
+            f"{data.special.vocab_size}, one for each token of its tokenizer"
         )
     _check_lengths(settings, data.longest, model_config, "prepare with --max-tokens")
 
@@ -326,7 +328,7 @@ def _momentum_warnings(settings: Settings, steps: int) -> list[str]:
         return []
     fitting = fitting_momentum(steps)
     return [
-        f"momentum {settings.momentum} averages over more steps than {MOMENTUM_SHARE:.0%} of the run's {steps}; the "
+        f"momentum {settings.momentum} averages over more than {MOMENTUM_SHARE:.0%} of the run's {steps} steps; the "
         f"key encoder follows too slowly, consider {f'{fitting:g}' if fitting else 'more steps or contrast symmetric'}"
     ]
 
@@ -335,13 +337,13 @@ def _model_warnings(settings: Settings, model_config: PretrainedConfig) -> list[
     warnings = []
     if not family_of(model_config).packed:
         warnings.append(
-            f"model type {model_config.model_type!r} runs on padded batches, which is slower than without padding; "
-            f"without run {', '.join(FAMILIES)}"
+            f"model type {model_config.model_type!r} runs on padded batches, which is slower. These model types "
+            f"run without padding: {', '.join(FAMILIES)}"
         )
     if settings.tlm and lacks_lm_head(settings.model):
         warnings.append(
             f"{settings.model} has no MLM head: TLM starts with a random one, tied to the embeddings; "
-            "--no-tlm trains without"
+            "--no-tlm trains without TLM"
         )
     return warnings
 

@@ -93,7 +93,7 @@ def test_a_sentence_transformer_is_unchanged_after_a_minimal_training(
 def test_a_new_head_is_created_and_learns(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     training = {"steps": 12, "learning_rate": 3e-3, "log_every": 1, "temperature": 0.2, "save_every": 6}
     run_here(job(base, tmp_path / "run", **training))
-    note = "e5 has no MLM head: TLM starts with a random one, tied to the embeddings; --no-tlm trains without"
+    note = "e5 has no MLM head: TLM starts with a random one, tied to the embeddings; --no-tlm trains without TLM"
     assert note in caplog.text
     lines = metrics(tmp_path / "run")
     assert lines[-1]["loss_tlm"] < 0.8 * lines[0]["loss_tlm"]

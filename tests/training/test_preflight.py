@@ -183,7 +183,11 @@ def test_fewer_embeddings_than_tokens_are_an_error(options, tiny, tmp_path):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "vocab_size": 150}))
     tokens = Store.open(tiny.store).special.vocab_size
-    refused(options, f"small has 150 embeddings, its tokenizer {tokens} tokens", model=str(model))
+    refused(
+        options,
+        f"small: found 150 embeddings, expected at least {tokens}, one for each token",
+        model=str(model),
+    )
 
 
 @pytest.mark.parametrize(("family", "positions"), [("bert", 24), ("xlm-roberta", 24)])
@@ -248,7 +252,7 @@ def test_moco_without_a_projection_accepts_every_width_of_infonce(options, tiny,
 def test_a_momentum_too_slow_for_the_steps_gives_a_warning(options):
     assert plan(options, steps=100, momentum=0.9).warnings == []
     (warning,) = plan(options, steps=100, momentum=0.91).warnings
-    assert warning.startswith("momentum 0.91 averages over more steps than 10% of the run's 100")
+    assert warning.startswith("momentum 0.91 averages over more than 10% of the run's 100")
     assert warning.endswith("consider 0.9")
     (warning,) = plan(options, steps=620, momentum=0.999).warnings
     assert warning.endswith("consider 0.983")

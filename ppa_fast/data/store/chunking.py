@@ -39,9 +39,10 @@ def read_chunks(sources: Sequence[Source], names: list[str], done: list[int], fr
 
 
 def sampled(items: Iterator[Item | None], name: str, first: int, fraction: float) -> Iterator[Item | None]:
-    """Replaces by None all but a ``fraction`` of the records of language pair ``name``, which start after ``first``.
+    """Keeps a ``fraction`` of the records of language pair ``name`` and replaces the others by None.
 
-    A hash of name and record number chooses, so the choice does not depend on where a kill cut the reading.
+    ``first``: the number of records before ``items``. A hash of name and record number chooses, so the choice is the
+    same after a kill.
     """
     limit = int(fraction * 2**64)
     for record, item in enumerate(items, first + 1):

@@ -341,7 +341,7 @@ def _check_rejected(
         files = ", ".join(file for source in sources for file in source["files"])
         raise UserError(f"--pairs: found no records in {files}, expected at least one pair")
     if too_many := _rejected_error(sources, settings):
-        raise UserError(f"{too_many}: {found}; with a larger share, prepare resumes from here")
+        raise UserError(f"{too_many}: {found}; with a larger --max-rejected, prepare resumes from here")
     if _total(sources, "pairs") == 0:
         dropped = sum((Counter(each["dropped"]) for each in counts["language_pairs"].values()), Counter[str]())
         found = f"rejected: {_by_reason(counts['rejected']) or 'none'}; dropped: {_by_reason(dropped) or 'none'}"
