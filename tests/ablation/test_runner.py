@@ -185,7 +185,7 @@ def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path: Path, capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "# tokenizer"
     assert lines[1].startswith("ppa-fast tokenizer --out ")
-    assert sum("finetune" in line for line in lines) == 6
+    assert sum("finetune" in line for line in lines) == 8
     assert not any("moco/run" in line or "seed-1" in line for line in lines)
     assert not (tmp_path / "out").exists()
 

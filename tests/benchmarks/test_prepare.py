@@ -33,9 +33,9 @@ def test_every_measurement_has_a_row(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    """Compares with a corpus three times as large. All buffers are full at 100,000 pairs (measured: 307, 345, 364, 366,
+    """Compares with a corpus twice as large. All buffers are full at 100,000 pairs (measured: 307, 345, 364, 366,
     366 MB at 10,000, 50,000, 100,000, 200,000, 400,000)."""
-    small, large = measure(tmp_path, "--pairs", "0", "--memory-pairs", "100000", "300000")
-    assert large["store_bytes"] - small["store_bytes"] > 50e6
+    small, large = measure(tmp_path, "--pairs", "0", "--memory-pairs", "100000", "200000")
+    assert large["store_bytes"] - small["store_bytes"] > 25e6
     assert large["private_bytes"] - small["private_bytes"] < 25e6
     assert large["private_bytes"] < 600e6

@@ -24,9 +24,7 @@ def kernels() -> set[str]:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-@pytest.mark.parametrize(
-    "order", ["forward", *(pytest.param(order, marks=pytest.mark.slow) for order in ("reverse", "shuffle:1"))]
-)
+@pytest.mark.parametrize("order", ["forward", pytest.param("shuffle:1", marks=pytest.mark.slow)])
 def test_every_kernel_passes_on_the_harness(order, tmp_path):
     simt.build()
     done = simt.run(["tests/ops"], order, tmp_path / "kernels.txt")
