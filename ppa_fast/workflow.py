@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ppa_fast.data.reading.corpus import parse_pairs, read_eval_pairs
@@ -42,6 +43,7 @@ WEIGHTS = "model.safetensors"  # the last file of the export that appears
 PAIRS_SEEN = 250_000  # pairs that a run reads, with repetitions; a larger text is read once
 MOST_PASSES = 10
 STEPS_OF_A_PASS = 16  # a pass has at least this many steps; a small text gets a smaller batch
+CPU_MICRO_BATCH, LARGE_MEMORY = 64, 16 << 30  # pairs of a micro-batch on a CPU with at least this many bytes
 FEW_STEPS, SMALL_BATCH = 200, 64  # with --minutes: fewer steps get a smaller batch, down to this many pairs a rank
 LOWEST_MOMENTUM = 0.9  # of the key encoder in a short run; with a lower one the contrast collapses
 EVALUATIONS = 4  # during training; one more takes place before training
@@ -240,7 +242,10 @@ def _config(given: str | None, pairs: int, run: Path) -> tuple[int, dict[str, An
         config = {name: value for name, value in config.items() if name not in ("bf16", "data_types")}
     wanted = min(config["train_batch_size"], pairs // STEPS_OF_A_PASS)
     of_rank = 2 ** int(math.log2(max(2, wanted // ranks)))
-    micro_batch = min(config["train_micro_batch_size_per_gpu"], of_rank // 2)
+    most = config["train_micro_batch_size_per_gpu"]
+    if not uses_cuda() and psutil.virtual_memory().total >= LARGE_MEMORY:
+        most = CPU_MICRO_BATCH
+    micro_batch = min(most, of_rank // 2)
     return ranks, {**config, "train_batch_size": of_rank * ranks, "train_micro_batch_size_per_gpu": micro_batch}
 
 

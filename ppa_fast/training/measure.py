@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 MOST_STEPS, SECONDS = 3, 5.0  # steps are timed until one of these is reached, after one step that is not timed
 PAIRS = 64  # a measured step has at least this many; with fewer, the optimizer's update would take too large a share
-SLOW = 20.0  # seconds of a measurement after which no larger micro-batch is tried
-GAIN = 1.05  # a larger micro-batch must be this many times as fast
 MOST_MEMORY = 0.5  # share of the device's memory; later micro-batches have longer sentences than those measured
 
 
@@ -38,8 +36,8 @@ def measure(settings: Settings, config: Mapping[str, Any], ranks: int) -> Measur
     """Runs a few training steps on one rank in this process, without a checkpoint or log.
 
     Reduces the micro-batch of ``config`` by half or more until the steps need at most the share ``MOST_MEMORY`` of the
-    device's memory. If it fits at once, doubles it while this fits and makes the steps faster. A micro-batch always
-    divides the pairs of a rank.
+    device's memory. A micro-batch always divides the pairs of a rank. The speed does not influence it, so that the same
+    call makes the same choice again.
 
     Args:
         settings: the settings of the run. This function writes their DeepSpeed file: ``config`` with the micro-batch
@@ -51,40 +49,24 @@ def measure(settings: Settings, config: Mapping[str, Any], ranks: int) -> Measur
     """
     of_rank = config["train_batch_size"] // ranks
     micro_batch = min(config["train_micro_batch_size_per_gpu"], of_rank)
-    best: Measured | None = None
-    reduced = False
     while True:
-        begin = time.perf_counter()
-        measured, memory = _try(settings, config, micro_batch, min(max(PAIRS, micro_batch), of_rank))
-        if memory > MOST_MEMORY and micro_batch > 1 and not best:
-            smaller = next(size for size in range(micro_batch // 2, 0, -1) if of_rank % size == 0)
-            log.info(f"a micro-batch of {micro_batch} pairs needs too much memory; trying {smaller}")
-            micro_batch, reduced = smaller, True
-            continue
-        if best and (memory > MOST_MEMORY or measured.pairs_per_s < GAIN * best.pairs_per_s):
-            return best
-        best, micro_batch = measured, 2 * micro_batch
-        slow = time.perf_counter() - begin > SLOW
-        if reduced or slow or of_rank % micro_batch or 2 * memory > MOST_MEMORY:
-            return best
-
-
-def _try(settings: Settings, config: Mapping[str, Any], micro_batch: int, batch: int) -> tuple[Measured, float]:
-    """The speed with a micro-batch, in steps of ``batch`` pairs, and the share of the device's memory that is needed:
-    1 if it runs out."""
-    batch = batch // micro_batch * micro_batch
-    sizes = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": micro_batch}
-    write_json(Path(settings.deepspeed_config), {**config, **sizes})
-    try:
-        pairs_per_s, memory = _steps(settings)
-    except Exception as error:
-        if micro_batch == 1 or not is_out_of_memory(error):
-            raise
-        pairs_per_s, memory = 0.0, 1.0
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return Measured(micro_batch, pairs_per_s), memory
+        batch = min(max(PAIRS, micro_batch), of_rank) // micro_batch * micro_batch
+        sizes = {"train_batch_size": batch, "train_micro_batch_size_per_gpu": micro_batch}
+        write_json(Path(settings.deepspeed_config), {**config, **sizes})
+        try:
+            pairs_per_s, memory = _steps(settings)
+        except Exception as error:
+            if micro_batch == 1 or not is_out_of_memory(error):
+                raise
+            memory = 1.0
+        if memory <= MOST_MEMORY or micro_batch == 1:
+            return Measured(micro_batch, pairs_per_s)
+        smaller = next(size for size in range(micro_batch // 2, 0, -1) if of_rank % size == 0)
+        log.info(f"a micro-batch of {micro_batch} pairs needs too much memory; trying {smaller}")
+        micro_batch = smaller
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _steps(settings: Settings) -> tuple[float, float]:
