@@ -237,6 +237,15 @@ def test_precision_and_batch_suit_the_machine(monkeypatch, tmp_path):
         assert batch == {(1, 10**6): 256, (3, 10**6): 192, (1, 100): 4}[ranks, pairs]
 
 
+@pytest.mark.parametrize(("gib", "expected"), [(24, 64), (8, 16)])
+def test_a_cpu_with_much_memory_has_larger_micro_batches(monkeypatch, tmp_path, gib, expected):
+    monkeypatch.setattr(workflow, "uses_cuda", lambda: False)
+    monkeypatch.setattr(workflow, "place", lambda _: SimpleNamespace(ranks=1, config="cpu.json"))
+    monkeypatch.setattr(workflow.psutil, "virtual_memory", lambda: SimpleNamespace(total=gib << 30))
+    for pairs, micro_batch in ((10**6, expected), (100, 2)):
+        assert workflow._config(None, pairs, tmp_path)[1]["train_micro_batch_size_per_gpu"] == micro_batch
+
+
 def test_stopped_training_is_an_interruption_and_failed_training_an_error(monkeypatch, tmp_path):
     train = {"model": "m", "output": str(tmp_path), "steps": 3, "deepspeed_config": "ds.json"}
     monkeypatch.setattr(workflow, "launch", lambda *_: 0)  # without the last checkpoint
