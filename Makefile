@@ -43,6 +43,7 @@ test-all: $(BUILT)
 
 # The tests that depend most on the versions of torch and transformers, and a run from text to evaluation.
 test-versions: $(BUILT)
+	$(BIN)/python -c 'from importlib import import_module as load; load("deepspeed.comm.torch").build_shm_op()' >/dev/null
 	$(PYTEST) -m 'not slow' tests/ops tests/model tests/csrc/test_build.py tests/test_pipeline.py tests/test_requirements.py
 
 # `test-versions` with the lower bounds of pyproject.toml, and with the newest releases. It works in a copy of the sources
