@@ -26,7 +26,7 @@ from ppa_fast.files import MODEL_FILES, fingerprint, folder_lock, write_json, wr
 from ppa_fast.model.encoder import encoder_config
 from ppa_fast.model.sentence_transformer import stated_pooling
 from ppa_fast.settings import SuiteSettings, takes
-from ppa_fast.tasks import TASKS, evaluate
+from ppa_fast.tasks import evaluate
 from ppa_fast.tasks.embedder import Embedder
 from ppa_fast.tasks.layouts import EvaluationSet, find_sets, one_line
 from ppa_fast.tasks.mining import Corpus, Side, score_corpora
@@ -91,8 +91,6 @@ class _Model:
 
     def check(self, task: str) -> None:
         """Raises UserError if the model cannot be scored on a task."""
-        if task not in TASKS:
-            raise UserError(f"ppa-fast evaluate has no task {task}")
         head = HEADS.get(task, "")
         if not any(name.endswith(head) for name in self.config.architectures or [""]):
             raise UserError(f"{task} needs a fine-tuned model, whose class ends with {head}")
