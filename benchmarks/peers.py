@@ -7,9 +7,9 @@ one core. DATA_DIR is that of real_text.py. The settings "minilm" and "e5" start
 folder of all-MiniLM-L6-v2 or multilingual-e5-small.
 
 Seconds are processor seconds, so that other work on the machine counts little. The benchmark first measures the speed
-of every competitor. The speed gives the number of steps that fill --seconds; the learning rate schedule ends there. The
-seconds of ppa-fast include making the token store, which sentence-transformers does not need. The store has as many
-pairs as the run reads.
+of every competitor: that of sentence-transformers in fp32 and in bf16, of which it uses the faster. The speed gives the
+number of steps that fill --seconds; the learning rate schedule ends there. The seconds of ppa-fast include making the
+token store, which sentence-transformers does not need. The store has as many pairs as the run reads.
 
 OUT/SETTING/seed-SEED.json has the results of a seed. A run whose result is in its file is not run again. The tables and
 the picture use all of these files.
@@ -37,6 +37,7 @@ from ppa_fast.data.reading.corpus import read_eval_pairs
 from ppa_fast.data.store.prepare import prepare
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
+from ppa_fast.model.precision import has_fast_bf16
 from ppa_fast.model.sentence_transformer import SentenceModules
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +45,6 @@ ROWS = 11_000
 TOKENS = 48  # of a sentence, without special tokens
 SPEED_STEPS = 16  # for the speed; the first quarter is not timed
 PREPARED_STEPS = 128  # of the store that shows how long a pair takes
-POINTS = 5  # evaluations of a run
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Run:
     seed: int
     steps: int
     points: int
+    bf16: bool = False  # of theirs
     store: str = ""  # of ours
     prepared: float = 0.0  # processor seconds that making the store took
 
@@ -197,10 +198,10 @@ def measure(options: argparse.Namespace) -> None:
     setting, folder = SETTINGS[options.setting], options.out / options.setting
     made, batch = make(options, folder), options.batch or SETTINGS[options.setting].batch
 
-    def planned(name: str, seed: int, steps: int, points: int) -> Run:
+    def planned(name: str, seed: int, steps: int, points: int, bf16: bool = False) -> Run:
         competitor = COMPETITORS[name]
         rate = setting.theirs if "theirs" in competitor else setting.ours
-        output = folder / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{steps}"
+        output = folder / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{steps}{'-bf16' * bf16}"
         return Run(
             name,
             competitor,
@@ -213,15 +214,19 @@ def measure(options: argparse.Namespace) -> None:
             seed=seed,
             steps=steps,
             points=points,
+            bf16=bf16,
         )
 
     names = options.only or list(COMPETITORS)
     speed_file = folder / "speed.json"
     speed = json.loads(speed_file.read_text(encoding="utf-8")) if speed_file.is_file() else {}
     timed = dict.fromkeys(COMPETITORS[name].get("share", (1, name))[1] for name in names)
-    untimed = [planned(name, 0, SPEED_STEPS, 0) for name in timed if name not in speed]
-    for result in run_all(untimed, options.at_once):
-        speed[result["name"]] = result
+    untimed = [name for name in timed if name not in speed]
+    for name in untimed:  # ours chooses the precision of its products itself
+        bf16 = "theirs" in COMPETITORS[name] and has_fast_bf16(options.hidden, lm_head=True)
+        runs = [planned(name, 0, SPEED_STEPS, 0, choice) for choice in (False, True)[: 1 + bf16]]
+        found = run_all(runs, options.at_once)
+        speed[name] = max(found, key=lambda result: float(result["pairs_per_s"]))
         write_text(speed_file, json.dumps(speed, indent=1))
     sample = PREPARED_STEPS * batch
     preparing = make_store(made, folder, sample)["prepared"] / sample  # seconds of a pair
@@ -235,7 +240,7 @@ def measure(options: argparse.Namespace) -> None:
             share, same = COMPETITORS[name].get("share", (1, name))
             pair = 1 / speed[same]["pairs_per_s"] + ("ours" in COMPETITORS[name]) * preparing
             steps = int(share * options.steps) if options.steps else int(share * options.seconds / pair / batch)
-            runs.append(planned(name, seed, max(POINTS, steps), POINTS))
+            runs.append(planned(name, seed, max(options.points, steps), options.points, speed[same].get("bf16", False)))
         for result in run_all(runs, options.at_once):
             known[result["name"]] = result
             write_text(file, json.dumps(known, indent=1))
@@ -253,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="training steps of every competitor, in place of --seconds")
     parser.add_argument("--only", nargs="+", choices=COMPETITORS, help="competitors (default all)")
     parser.add_argument("--learning-rate", type=float, help='learning rate of every competitor except "ours, paper"')
+    parser.add_argument("--points", type=int, default=5, help="evaluations of a run (default %(default)s)")
     parser.add_argument("--at-once", type=int, default=2, help="processes at a time (default 2)")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of training text (default %(default)s)")
     parser.add_argument("--batch", type=int, help="pairs per step (default: as in the setting)")

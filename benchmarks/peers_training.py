@@ -106,7 +106,7 @@ def theirs(run: dict[str, Any], curve: Curve, evaluates_at: set[int]) -> None:
         learning_rate=run["learning_rate"],
         warmup_ratio=0.06,
         batch_sampler=BatchSamplers.NO_DUPLICATES,
-        bf16=torch.cpu._is_amx_tile_supported(),
+        bf16=run["bf16"],
         seed=run["seed"],
         use_cpu=True,
         save_strategy="no",
@@ -197,6 +197,8 @@ def main(path: str) -> None:
     first, begin = curve.marks[len(curve.marks) // 4 - 1]
     last, end = curve.marks[-1]
     result = {"name": run["name"], "steps": steps, "batch": run["batch"], "learning_rate": run["learning_rate"]}
+    if "theirs" in run["competitor"]:
+        result["bf16"] = run["bf16"]
     if points:
         result |= {"points": curve.points, "pairs_per_s": steps * run["batch"] / (curve.points[-1]["seconds"])}
     else:

@@ -25,10 +25,11 @@ START_SECONDS, STEP_SECONDS = 300, 300
 
 
 def deepspeed_config(job: Job, micro_batch: int) -> dict[str, Any]:
-    """ZeRO-1 with fp32 gradients for bf16 weights; no ZeRO for fp32 weights."""
+    """ZeRO-1 with bf16 weights and fp32 gradients; on a CPU no ZeRO, fp32 weights, and products in the precision that
+    the trainer chooses."""
     config: dict[str, Any] = {"train_batch_size": job.pairs, "train_micro_batch_size_per_gpu": micro_batch}
     config |= {"gradient_clipping": 1.0, "zero_optimization": {"stage": 0}}
-    if job.dtype == torch.bfloat16:
+    if job.dtype == torch.bfloat16 and job.device.type == "cuda":
         # The default, bf16, rounds the gradients before Adam, even on one rank.
         config |= {"bf16": {"enabled": True}, "communication_data_type": "fp32"}
         config |= {"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 1}}

@@ -255,7 +255,7 @@ def selected_rows(job: Job, options: argparse.Namespace, plain: dict[str, Any]) 
         "fused EMA": lambda: Packed(job, fused_loss=True, fused_update=True),
         "compiled": lambda: Packed(job, fused_loss=True, fused_update=True, compiled=True),
     }
-    zero = "ZeRO-1 bf16" if job.dtype == torch.bfloat16 else "ZeRO-0 fp32"
+    zero = "ZeRO-1 bf16" if job.device.type == "cuda" else f"ZeRO-0, fp32 weights, {name} products"
     notes = {
         "naive": "fp32, padded, eager attention, LM head on all tokens, cat([positive, negatives]), AdamW and the "
         "momentum update parameter by parameter",

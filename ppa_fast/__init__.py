@@ -6,12 +6,17 @@ stays light and never fails for a part that is not needed.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ppa_fast.version import __version__
 
 __all__ = ["__version__", "align", "evaluate", "export", "prepare", "train"]
+
+# torch then asks for huge pages for large tensors on a CPU, which saves most of the page faults of a step. torch reads
+# this with its first tensor.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
     from ppa_fast.data.store.prepare import prepare

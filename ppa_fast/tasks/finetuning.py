@@ -18,7 +18,7 @@ from ppa_fast.data.store.tokenize import load_tokenizer
 from ppa_fast.errors import UserError
 from ppa_fast.files import MODEL_FILES, check_new_folder, fingerprint, output_file, write_errors, write_json, write_text
 from ppa_fast.hub import load_pretrained
-from ppa_fast.model.encoder import max_sequence
+from ppa_fast.model.encoder import encoder_config, max_sequence
 from ppa_fast.model.precision import has_fast_bf16
 from ppa_fast.ranks import check_ranks
 from ppa_fast.settings import FinetuneSettings, takes
@@ -64,13 +64,13 @@ def _check_out(out: Path, settings: FineTuningSettings) -> None:
         raise UserError(f"--out {out}: {name}: found {found.get(name)}, expected {value}; choose a new folder")
 
 
-def _bf16(out: Path) -> bool:
+def _bf16(out: Path, model: str) -> bool:
     """Whether to use bf16 matrix products: as in an existing run in ``out``, else if bf16 is faster here."""
     path = out / "settings.json"
     if path.is_file():
         started_with: bool = load_json(path).get("bf16", torch.cuda.is_available())
         return started_with
-    return torch.cuda.is_available() or has_fast_bf16()
+    return torch.cuda.is_available() or has_fast_bf16(encoder_config(model).hidden_size)
 
 
 def _check_deepspeed(path: Path) -> None:
@@ -129,7 +129,7 @@ def finetune(options: FinetuneSettings) -> dict[str, Any]:
         **{name: getattr(kind.defaults, name) if value is None else value for name, value in given.items()},
         max_rejected=max_rejected,
         metric=options.metric,
-        bf16=_bf16(out),
+        bf16=_bf16(out, model),
         fingerprints=_fingerprints(
             [
                 *(path for each in (files, dev_files, test_files) for path in each.values()),

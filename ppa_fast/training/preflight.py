@@ -123,7 +123,7 @@ def check(settings: Settings, world_size: int) -> RunPlan:
     warnings += _momentum_warnings(settings, steps)
     if resume_from is not None:
         warnings += _check_resume(settings, config, data, steps, resume_from)
-    bf16 = _bf16_products(config, resume_from)
+    bf16 = _bf16_products(settings, config, model_config, resume_from)
     return RunPlan(
         settings, config, data, sampler, sampling_counts, tokenizer, evaluations, steps, bf16, resume_from, warnings
     )
@@ -186,8 +186,10 @@ def _prepare_store(settings: Settings) -> ConcatDataset:
     return ConcatDataset.open([store])
 
 
-def _bf16_products(config: DeepSpeedConfig, resume_from: Path | None) -> bool:
-    """Whether to compute products in bf16 with fp32 weights: on CPUs with fast bf16, if the file sets no precision.
+def _bf16_products(
+    settings: Settings, config: DeepSpeedConfig, model_config: PretrainedConfig, resume_from: Path | None
+) -> bool:
+    """Whether to compute products in bf16 with fp32 weights: on CPUs where it is faster, if the file sets no precision.
 
     A resumed run keeps its first choice on any machine.
     """
@@ -195,7 +197,7 @@ def _bf16_products(config: DeepSpeedConfig, resume_from: Path | None) -> bool:
         return False
     if resume_from is not None:
         return bool(read_state(resume_from).get("bf16_products", False))
-    return has_fast_bf16()
+    return has_fast_bf16(model_config.hidden_size, lm_head=settings.tlm)
 
 
 def _plan_order(settings: Settings, data: ConcatDataset, batch: int) -> tuple[Sampler, dict[str, int]]:

@@ -149,8 +149,9 @@ class Trainer:
                 evaluates, saves = (
                     state.step in (steps, state.step // n * n) for n in (settings.eval_every, settings.save_every)
                 )
-                # A step's metrics are read while the next step runs; all are read before an evaluation or checkpoint.
-                while len(launched) > (0 if evaluates or saves else 1):
+                # On CUDA, a step's metrics are read while the next step runs; all are read before an evaluation or
+                # checkpoint. On a CPU, a step has ended when it is launched.
+                while len(launched) > (0 if evaluates or saves or self.device.type == "cpu" else 1):
                     metrics = launched.popleft()
                     stop |= metrics.read()["stop"]
                     self._report(metrics, throughput, bar, last=stop and not launched)

@@ -11,24 +11,34 @@ from ppa_fast.model.precision import has_fast_bf16
 from tests.model.test_alignment import batch_of
 
 
+@pytest.mark.parametrize("supported", ["_is_amx_tile_supported", "_is_avx512_bf16_supported", None])
 @pytest.mark.parametrize(
-    ("has_amx", "limit", "expected"),
+    ("limit", "allows"),
     [
-        (True, None, True),
-        (True, "ALL", True),
-        (True, "avx512_core_amx", True),
-        (True, "AVX512_CORE", False),
-        (True, "AVX512_CORE_BF16", False),
-        (False, None, False),
-        (False, "AVX512_CORE_AMX", False),
+        (None, True),
+        ("ALL", True),
+        ("avx512_core_amx", True),
+        ("AVX512_CORE_BF16", True),
+        ("AVX512_CORE", False),
+        ("AVX2", False),
     ],
 )
-def test_bf16_is_fast_if_onednn_can_use_amx(monkeypatch, has_amx, limit, expected):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+def test_bf16_is_fast_if_the_cpu_has_instructions_that_onednn_can_use(monkeypatch, supported, limit, allows):
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == supported)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit is not None:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    assert has_fast_bf16() is expected
+    assert has_fast_bf16(256) is (allows and supported is not None)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "lm_head", "expected"), [(128, False, False), (128, True, True), (768, False, True)]
+)
+def test_bf16_is_not_used_for_small_products(monkeypatch, hidden, lm_head, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
+    assert has_fast_bf16(hidden, lm_head=lm_head) is expected
 
 
 def test_bf16_products_keep_weights_gradients_and_losses_in_fp32(tiny):

@@ -438,7 +438,7 @@ def test_bf16_products_are_used_if_faster_and_no_precision_is_given(options, tmp
     unnamed.write_text(json.dumps({"train_batch_size": 8}), encoding="utf-8")
     free = {**options, "deepspeed_config": str(unnamed)}
     for fast in (False, True):
-        monkeypatch.setattr("ppa_fast.training.preflight.has_fast_bf16", lambda fast=fast: fast)
+        monkeypatch.setattr("ppa_fast.training.preflight.has_fast_bf16", lambda *_, fast=fast, **__: fast)
         assert plan(free).bf16_products is fast
         assert plan(options).bf16_products is False  # its bf16 block disables bf16
 
@@ -447,10 +447,10 @@ def test_a_resumed_run_keeps_its_precision(options, tmp_path, monkeypatch, caplo
     unnamed = tmp_path / "unnamed.json"
     unnamed.write_text(json.dumps({"train_batch_size": 8}), encoding="utf-8")
     free = {**options, "deepspeed_config": str(unnamed), "steps": 1}
-    monkeypatch.setattr("ppa_fast.training.preflight.has_fast_bf16", lambda: True)
+    monkeypatch.setattr("ppa_fast.training.preflight.has_fast_bf16", lambda *_, **__: True)
     train(Settings(**free))
     assert caplog.text.count("computed in bf16") == 1
-    monkeypatch.setattr("ppa_fast.training.preflight.has_fast_bf16", lambda: False)
+    monkeypatch.setattr("ppa_fast.training.preflight.has_fast_bf16", lambda *_, **__: False)
     assert plan(free, steps=2).bf16_products is True
     named = write_config(tmp_path / "named.json", batch=8)
     assert plan(free, steps=2, deepspeed_config=str(named)).bf16_products is False
@@ -459,5 +459,5 @@ def test_a_resumed_run_keeps_its_precision(options, tmp_path, monkeypatch, caplo
     content = json.loads(state.read_text(encoding="utf-8"))
     del content["bf16_products"]
     state.write_text(json.dumps(content), encoding="utf-8")
-    monkeypatch.setattr("ppa_fast.training.preflight.has_fast_bf16", lambda: True)
+    monkeypatch.setattr("ppa_fast.training.preflight.has_fast_bf16", lambda *_, **__: True)
     assert plan(free, steps=2).bf16_products is False

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from ppa_fast.ops import library
 from ppa_fast.settings import Settings, read_yaml
 from ppa_fast.training import distributed
 from ppa_fast.training.json_lines import JsonLines, read_lines
-from ppa_fast.training.trainer import key_momentum, learning_rate
+from ppa_fast.training.trainer import Trainer, key_momentum, learning_rate
 from ppa_fast.training.zero import ZeroMasters
 from tests.conftest import pseudo_text, write_config
 from tests.training.harness import metrics, run_here, tensors, trainer_here
@@ -121,6 +122,21 @@ def test_a_run_has_the_requested_length(job, tmp_path, length, steps):
     result = run_here(job("run", **{"steps": None, **length}))
     assert (result["step"], result["steps"], result["skipped"], result["evaluation"]) == (steps, steps, 0, None)
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, steps + 1))
+
+
+def test_the_speed_in_a_line_is_that_of_its_steps(job, tmp_path, monkeypatch):
+    """Also before a checkpoint, where all metrics are read. Each step takes a second of this clock."""
+    clock = [0.0]
+    monkeypatch.setattr("ppa_fast.training.metrics.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    train_step = Trainer.train_step
+
+    def timed(self):
+        clock[0] += 1
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", timed)
+    run_here(job("run", steps=5, log_every=1, save_every=2))
+    assert [line["pairs_per_s"] for line in metrics(tmp_path / "run")] == [16.0] * 5
 
 
 def test_lines_of_metrics_have_all_keys(job, tmp_path):
