@@ -24,6 +24,7 @@ from ppa_fast.data.store.store import MANIFEST, read_manifest
 from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder, folder_lock, remove_folder, write_json
 from ppa_fast.model.encoder import lacks_lm_head, load_config, max_sequence
+from ppa_fast.model.precision import has_fast_bf16
 from ppa_fast.model.sentence_transformer import SentenceModules, is_sentence_encoder
 from ppa_fast.reporting.run import read_run
 from ppa_fast.settings import AlignSettings, Filters, LaunchSettings, Settings, read_yaml, takes, to_flags
@@ -45,7 +46,7 @@ MOST_PASSES = 10
 STEPS_OF_A_PASS = 16  # a pass has at least this many steps; a small text gets a smaller batch
 CPU_MICRO_BATCH, LARGE_MEMORY = 64, 16 << 30  # pairs of a micro-batch on a CPU with at least this many bytes
 FEW_STEPS, SMALL_BATCH = 200, 64  # with --minutes: fewer steps get a smaller batch, down to this many pairs a rank
-LOWEST_MOMENTUM = 0.9  # of the key encoder in a short run; with a lower one the contrast collapses
+LOWEST_MOMENTUM = 0.9  # of the momentum encoder in a short run; with a lower one the contrast collapses
 EVALUATIONS = 4  # during training; one more takes place before training
 
 
@@ -142,11 +143,7 @@ def _held_out(settings: AlignSettings, folder: Path) -> list[str]:
 
 def _chosen(settings: AlignSettings, folder: Path, dev: list[str]) -> dict[str, Any]:
     """Prepares the store, measures the speed and chooses the settings of ``train``."""
-    given = read_yaml(Settings, settings.train_settings) if settings.train_settings else {}
-    flags = {name: getattr(settings, name) for name in ("recipe", "pooling", "steps")}
-    given |= {name: value for name, value in flags.items() if value is not None}
-    if settings.minutes:
-        given.pop("steps", None)
+    given = _given(settings)
     epochs = given.pop("epochs", None)
     recipe, why = _recipe(settings.model) if "recipe" not in given else (given["recipe"], "as given")
     store, run, config_file = (folder / name for name in ("store", "run", "deepspeed.json"))
@@ -182,21 +179,37 @@ def _chosen(settings: AlignSettings, folder: Path, dev: list[str]) -> dict[str, 
     often = math.ceil(steps / EVALUATIONS)
     train = {"eval_every": often, "save_every": often, "keep": 1, **train}
 
-    precision = next((name for name in PRECISIONS if config.get(name, {}).get("enabled")), "fp32")
+    prepared = {"pairs": settings.pairs, "tokenizer": settings.model, "out": str(store), "max_tokens": max_tokens}
+    commands = _commands({**prepared, "exclude": dev}, train)
+    chosen = {"recipe": recipe, "reason": why, "precision": _precision(config, Settings(**train))}
+    chosen |= {"batch": batch, "micro_batch": micro_batch, "ranks": ranks, "pairs_per_s": round(pairs_per_s, 1)}
+    _tell(chosen, train, commands, pairs)
+    log.info(f"all choices are in {folder / CHOICES}")
+    return {"chosen": chosen, "train": train, "commands": commands}
+
+
+def _given(settings: AlignSettings) -> dict[str, Any]:
+    """The settings of ``train`` that the user gives: those of the file, replaced by the options of ``align``."""
+    given = read_yaml(Settings, settings.train_settings) if settings.train_settings else {}
+    options = {name: getattr(settings, name) for name in ("recipe", "pooling", "steps")}
+    given |= {name: value for name, value in options.items() if value is not None}
+    if settings.minutes:
+        given.pop("steps", None)
+    return given
+
+
+def _tell(chosen: dict[str, Any], train: dict[str, Any], commands: list[str], pairs: int) -> None:
+    """Logs the choices, an estimate of the time of training, and the separate commands."""
+    steps, batch, pairs_per_s = train["steps"], chosen["batch"], chosen["pairs_per_s"]
     log.info(
-        f"chosen: recipe {recipe} ({why}); {precision}; {steps:,} steps of {batch} pairs in micro-batches of "
-        f"{micro_batch}, {steps * batch / pairs:.1f} passes over {pairs:,} pairs; all choices are in {folder / CHOICES}"
+        f"chosen: recipe {chosen['recipe']} ({chosen['reason']}); {chosen['precision']}; {steps:,} steps of {batch} "
+        f"pairs in micro-batches of {chosen['micro_batch']}, {steps * batch / pairs:.1f} passes over {pairs:,} pairs"
     )
     log.info(
         f"estimate: training takes {_duration(steps * batch / pairs_per_s)} at {pairs_per_s:,.0f} pairs/s; "
         f"{1 + math.ceil(steps / train['eval_every'])} evaluations take additional time"
     )
-    prepared = {"pairs": settings.pairs, "tokenizer": settings.model, "out": str(store), "max_tokens": max_tokens}
-    commands = _commands({**prepared, "exclude": dev}, train)
     log.info("\n  ".join(["these separate commands do the same:", *commands]))
-    chosen = {"recipe": recipe, "reason": why, "precision": precision, "batch": batch, "micro_batch": micro_batch}
-    chosen |= {"ranks": ranks, "pairs_per_s": round(pairs_per_s, 1)}
-    return {"chosen": chosen, "train": train, "commands": commands}
 
 
 def _commands(prepared: dict[str, Any], train: dict[str, Any]) -> list[str]:
@@ -218,6 +231,15 @@ def _recipe(model: str) -> tuple[str, str]:
     if lacks_lm_head(model):
         return "retrieval", "the model has no MLM head"
     return "paper", "the model has an MLM head"
+
+
+def _precision(config: dict[str, Any], train: Settings) -> str:
+    """The precision that training will have, for the log."""
+    named = next((name for name in PRECISIONS if config.get(name, {}).get("enabled")), None)
+    if named or uses_cuda() or any(name in config for name in PRECISIONS):
+        return named or "fp32"
+    fast = has_fast_bf16(load_config(train.model).hidden_size, lm_head=train.tlm)
+    return "fp32 with bf16 products" if fast else "fp32"
 
 
 def _max_tokens(model: str, tlm: bool) -> int:

@@ -136,7 +136,8 @@ def test_the_speed_in_a_line_is_that_of_its_steps(job, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "train_step", timed)
     run_here(job("run", steps=5, log_every=1, save_every=2))
-    assert [line["pairs_per_s"] for line in metrics(tmp_path / "run")] == [16.0] * 5
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["pairs_per_s"] for line in lines] == [16.0] * 5
 
 
 def test_lines_of_metrics_have_all_keys(job, tmp_path):
