@@ -204,7 +204,7 @@ class AlignmentSettings(Options):
         REQUIRED,
         "gold links in one of two formats. Pharaoh: one line per sentence with 'i-j' or 'iSj' (sure) and 'ipj' or "
         "'iPj' (possible). "
-        "Shared task of 2003: one line per link, 'sentence i j [S|P]'; sentences count from 1, or 0 if there is a 0",
+        "Shared task of 2003: one line per link, 'sentence i j [S|P]'; sentences count from 1, or from 0 if the file has a 0",
         metavar="FILE",
     )
     links: str | Path | None = option(None, "links to score, in either format", metavar="FILE")

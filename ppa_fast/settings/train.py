@@ -96,7 +96,7 @@ class Settings(Options):
     pooling: str | None = option(
         None,
         "sentence vector: [CLS] or the mean over all tokens (default: the pooling of a sentence-transformers folder, "
-        "else cls, as in the paper)",
+        "else mean with recipe retrieval, else cls, as in the paper)",
         choices=POOLINGS,
     )
     contrast_layer: int | None = option(
@@ -117,7 +117,7 @@ class Settings(Options):
         "fill the queue at the start with keys of real sentences, or with random vectors",
         choices=("encode", "random"),
     )
-    momentum: float = option(0.999, "momentum of the key encoder", SHARE)
+    momentum: float = option(0.999, "momentum m of the momentum encoder", SHARE)
     momentum_warmup: float = option(0.0, "share of the steps in which the momentum rises from 0.9", SHARE)
 
     freeze_layers: int = option(0, "freeze the first N layers, or the last N if it is negative (-6: the last 6)")

@@ -29,7 +29,7 @@ FAMILIES: dict[str, Family] = {
     "modernbert": ModernBert(
         "ModernBERT",
         "mmBERT, ModernBERT",
-        "bos and eos replace missing `[CLS]` and `[SEP]`; local layers keep their window",
+        "bos and eos replace missing `[CLS]` and `[SEP]`; layers with local attention keep their window",
     ),
     "roberta": Roberta("RoBERTa", "roberta-base"),
     "xlm-roberta": Roberta(
