@@ -5,8 +5,8 @@
     ppa_fast/_packer.*.so  the host packer (pybind11)     one for each Python
 
 Both operation libraries use torch's stable ABI: one build serves every torch from 2.11 on and every Python, whatever
-machine it was built on. The build is ninja's: incremental, in ``build/native``. What cannot be built is left out with a
-line that says why: the package works without (PyTorch's reference implementations).
+machine it was built on. The build is ninja's: incremental, in ``build/native``. A library that cannot be built is left
+out, and a line says why. The package then uses PyTorch's reference implementations.
 
 The build needs the headers of torch. It uses an installed torch, even if pip builds in an isolated environment. (uv and
 ``python -m build`` hide it.) If it finds none and there is a compiler, the isolated environment gets its own torch.
@@ -35,12 +35,13 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
-HARNESS = ROOT / "tests" / "csrc"  # of the CUDA sources on a CPU
+HARNESS = ROOT / "tests" / "csrc"  # runs the CUDA sources on a CPU
 BUILD = ROOT / "build" / "native"
 ARCHITECTURES = "8.0;9.0;10.0"
 TORCH = (2, 11)  # the oldest torch that the libraries load in
 TORCH_TARGET = f"0x{TORCH[0]:02x}{TORCH[1]:02x}000000000000"
-# Where packages are looked for: an isolated build of pip removes the second from sys.path only.
+# The folders to search for packages. pip's isolated build removes site-packages from sys.path, but it can still be
+# searched.
 PLACES = [*sys.path, sysconfig.get_path("purelib")]
 
 COMMON = ["-std=c++20", "-fPIC", "-g1", f"-I{CSRC / 'include'}", f"-I{CSRC}", "-Wall", "-Wextra"]
@@ -85,12 +86,12 @@ def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
 
 
 def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
-    """As above, of an editable installation (PEP 660)."""
+    """The same for an editable installation (PEP 660)."""
     return [*build_meta.get_requires_for_build_editable(config_settings), *_torch_requirement()]
 
 
 def find_nvcc() -> Path | None:
-    """From CUDA_HOME, the PATH, or NVIDIA's wheels."""
+    """The nvcc of CUDA_HOME, the PATH or NVIDIA's wheels; None if there is none."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     places = [Path(home) / "bin" / "nvcc"] if home else []
     if on_path := shutil.which("nvcc"):
@@ -110,9 +111,8 @@ def cuda_root(nvcc: Path) -> Path | None:
 
 
 def architectures(nvcc: Path) -> list[str]:
-    """Machine code for each of TORCH_CUDA_ARCH_LIST, as ``sm_90``, and PTX for the last, ``compute_90``.
-
-    Of the default list, those that this nvcc knows."""
+    """The targets: machine code (``sm_90``) for each entry of TORCH_CUDA_ARCH_LIST, and PTX (``compute_90``) for the
+    last. Without that variable: the entries of the default list that this nvcc knows."""
     given = os.environ.get("TORCH_CUDA_ARCH_LIST")
     listed = given or ARCHITECTURES
     numbers = [entry.removesuffix("+PTX").replace(".", "") for entry in listed.replace(" ", ";").split(";") if entry]
@@ -139,7 +139,7 @@ class Ninja:
         self._rule("cxx", f"{cxx} -MMD -MF $out.d $flags -c $in -o $out")
         self._rule("link", f"{cxx} -shared $in -o $out $flags")
         if nvcc:
-            # ptxas tells registers, shared memory and spills; the log is what the tests compare with their table.
+            # ptxas reports registers, shared memory and spills. The tests compare this log with their table.
             command = f"{nvcc} -MD -MF $out.d $flags -c $in -o $out"
             self._rule("nvcc", f"{command} > $out.log 2>&1 || (cat $out.log >&2; false)")
 
@@ -179,7 +179,8 @@ class BuildNative(build_ext):
     """``build_ext`` by ninja. The libraries stand beside ``ppa_fast/__init__.py``, in a checkout and in a wheel."""
 
     def run(self) -> None:
-        # Absolute, because setuptools names a folder below its own and ninja works in another.
+        # An absolute path, because setuptools gives one relative to its working folder, and ninja runs in another
+        # folder.
         root = ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
         package = root / "ppa_fast"
         wanted = os.environ.get("PPA_FAST_CUDA", "auto")
@@ -187,7 +188,7 @@ class BuildNative(build_ext):
             raise SystemExit(f"PPA_FAST_CUDA: found {wanted!r}, expected 0, 1 or auto")
         cxx, torch = compiler(), torch_folder()
         needs = {
-            "C++ compiler": cxx,
+            "C++ compiler (such as g++; CXX selects one)": cxx,
             f"torch {TORCH[0]}.{TORCH[1]} or newer (pip install torch)": torch,
             "ninja (pip install ninja)": find_ninja(),
         }
@@ -235,7 +236,10 @@ class BuildNative(build_ext):
             static = [f"-L{cuda / folder}", "-lcudart_static", "-ldl", "-lrt", "-pthread"]
             ninja.library(package / "_C_cuda.so", gpu, [*link, *static])
         else:
-            print("ppa-fast: _C_cuda is not built: PPA_FAST_CUDA=0 or no nvcc")
+            print(
+                "ppa-fast: _C_cuda is not built: PPA_FAST_CUDA=0, or no nvcc with its headers (CUDA_HOME, PATH, the "
+                "nvidia-cuda-nvcc wheels)"
+            )
         ninja.run()
 
 
@@ -254,7 +258,7 @@ class BuildSimt(Command):
     def run(self) -> None:
         torch = package_folder("torch")
         if torch is None:
-            raise SystemExit("build_simt needs torch")
+            raise SystemExit("build_simt: found no torch, expected it: pip install torch")
         ninja = Ninja(compiler() or "g++", None, BUILD / "simt")
         checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
         flags = [*COMMON, f"-I{HARNESS}", "-O1", "-DPPA_SIMT", "-ffp-contract=off", "-Wno-unknown-pragmas", *checked]

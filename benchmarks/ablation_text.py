@@ -2,11 +2,11 @@
 
     python benchmarks/ablation_text.py DATA_DIR --out runs/ablation/text
 
-It reads ``DATA_DIR``: ``nli/`` and ``tatoeba/`` as real_text.py; ``ntrex/newstest2019-*.txt``; SIB-200 in ``topic/``;
-``qa/xquad.<code>.json``. It writes files that are named by language code:
+It reads ``DATA_DIR``: ``nli/`` and ``tatoeba/`` as for real_text.py; ``ntrex/newstest2019-*.txt``; SIB-200 in
+``topic/``; ``qa/xquad.<code>.json``. It writes files that are named by language code:
 
 - ``bitext.en-xx.{en,xx}``: premises and hypotheses of NLI rows 1 … 11,000, identical pairs once.
-- ``mlm.xx.txt``: the same sentences, each once, and NTREX, in every language of either.
+- ``mlm.xx.txt``: the same sentences, each once, and NTREX, in every language of NLI or NTREX.
 - ``nli.{train,dev,test}.xx.tsv``: rows 1 … 10,500; rows 10,501 … 11,000; the rows after 11,000 whose English premise
   does not occur before.
 - ``topic.{train,dev,test}.xx.tsv``: SIB-200, unchanged.

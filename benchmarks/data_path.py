@@ -1,4 +1,4 @@
-"""Measures how fast pairs come from a store to the step, and whether the memory for it grows.
+"""Measures how fast pairs come from a store to the step, and whether memory grows with the store.
 
     python benchmarks/data_path.py [--json FILE] [--step-json ROWS.json] [--folder DIR] [--quick]
 
@@ -8,7 +8,7 @@ cold     the loader on the large store, after its pages were dropped from the pa
 memory   private memory (RssAnon) of two ranks on a small store and on one that is a hundred times larger: before the
          store is opened (step 0), after the first steps and after the last step
 ranks    CPU time of the loader of one rank, by the number of ranks: every rank divides the complete global step
-sampler  draws spread over the order of ten billion pairs, and the most memory that they take
+sampler  speed and peak memory of draws spread over the order of ten billion pairs
 
 The stores are generated in DIR, 3 GB at most at a time, and removed. README.md in this folder explains the JSON.
 """

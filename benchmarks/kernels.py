@@ -4,10 +4,11 @@
         [--no-compile] [--quick]
 
 The floor is the larger of two times: the fewest bytes that an operation can move (each input read once, each output
-written once) over the bandwidth, and its floating-point operations over the rate of a matrix product in its type. Both
-ceilings are measured in the same run. The competitors are called alternately, so that noise affects all equally. Each
-is called with cold caches, and immediately again with warm caches. Ratios are medians over the rounds. Each result is
-compared with the correct result in fp64 before it is timed. README.md in this folder explains the JSON.
+written once) over the bandwidth, and its floating-point operations over the rate of a matrix product in its type. The
+bandwidth and the rate are measured in the same run. The competitors are called alternately, so that noise affects
+all equally. Each is called with cold caches, and immediately again with warm caches. Ratios are medians over the
+rounds. Each result is compared with the correct result in fp64 before it is timed. README.md in this folder explains
+the JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measurement: two kinds of machines, each with its clock, memory and ceilings; competitors run alternately."""
+"""Measures competitors alternately, on a CPU or a GPU, each with its own clock, memory and speed limits."""
 
 from __future__ import annotations
 

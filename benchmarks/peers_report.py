@@ -1,4 +1,4 @@
-"""Tables and picture of what peers.py measured."""
+"""Formats the results of peers.py: tables and a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures how fast text becomes a store, and whether the memory for it grows.
+"""Measures how fast text becomes a store, and whether memory grows with the text.
 
     python benchmarks/prepare.py [--pairs N] [--rounds N] [--memory-pairs N ...] [--workers N]
                                  [--text SPEC --tokenizer NAME] [--json FILE] [--folder DIR]

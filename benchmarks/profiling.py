@@ -1,4 +1,4 @@
-"""Profiles some steps of a device with torch's profiler: the slowest kernels, launches, idle time."""
+"""Profiles a few steps on a device with torch's profiler: the slowest kernels, launches, idle time."""
 
 from __future__ import annotations
 

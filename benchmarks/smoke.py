@@ -1,4 +1,6 @@
-"""Checks within seconds whether the native operations are correct on this machine, with odd shapes, one line each.
+"""Checks within seconds, on unusual shapes, whether the native operations are correct here.
+
+It prints a line per operation.
 
     python benchmarks/smoke.py --device cpu|cuda [--json FILE]
 

@@ -6,8 +6,8 @@ namespace ppa::bindings {
 //          Tensor query_cu_seqlens, Tensor masked_offsets, SymInt query_tokens, SymInt masked, int seed, int cls, int
 //          sep, int mask, int vocab_size, float mask_probability, bool input_shuffling)
 //   -> Tensor: int32, one allocation that holds query_tokens, query_positions, key_tokens, key_cu_seqlens,
-//      key_positions, tlm_tokens, tlm_cu_seqlens, tlm_positions, masked_rows, labels and swap in this order. Each
-//      starts at a multiple of 16 bytes; the padding between them is 0.
+//      key_positions, tlm_tokens, tlm_cu_seqlens, tlm_positions, masked_positions, labels and is_swapped in this
+//      order. Each starts at a multiple of 16 bytes; the padding between them is 0.
 Tensor assemble(Tensor a_tokens, Tensor a_offsets, Tensor b_tokens, Tensor b_offsets, Tensor pair_ids, Tensor epochs,
                 Tensor query_cu_seqlens, Tensor masked_offsets, int64_t query_tokens, int64_t masked, int64_t seed,
                 int64_t cls, int64_t sep, int64_t mask, int64_t vocab_size, double mask_probability,

@@ -85,7 +85,7 @@ inline DType dtype_of(const Tensor& tensor) {
   }
 }
 
-// An uninitialised tensor on the device of `like`.
+// An uninitialized tensor on the device of `like`.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
   return torch::stable::new_empty(like, shape, type);
 }

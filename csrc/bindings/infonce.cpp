@@ -64,7 +64,7 @@ struct Span {
 };
 
 // The ring rows that are split into chunks. On the CPU the state can be read: the live rows are one span, or two if
-// they wrap around. On a GPU reading the state would synchronise, so the span is the complete ring. All its rows are
+// they wrap around. On a GPU reading the state would synchronize, so the span is the complete ring. All its rows are
 // finite (`enqueue` guarantees it), so a weight of 0 is enough to exclude a row.
 std::vector<Span> spans(const Ring& ring) {
 #ifdef PPA_BACKEND_CPU

@@ -8,10 +8,10 @@ namespace ppa::cpu {
 
 namespace {
 
-// Logits per block. As floats they stay in the L1 cache between the loops over the block, each of which is vectorised.
+// Logits per block. As floats they stay in the L1 cache between the loops over the block, each of which is vectorized.
 constexpr int64_t kBlock = 2048;
 
-// Reduces a block with a tree of element-wise operations. They vectorise, and round identically in every version.
+// Reduces a block with a tree of element-wise operations. They vectorize, and round identically in every version.
 template <typename F>
 [[gnu::always_inline]] inline float tree(const float* x, const F& combine) {
   alignas(64) float work[kBlock / 4];

@@ -31,10 +31,10 @@ constexpr int kInfoNceBlocks = 2;
 // 2,048 flop per clock and multiprocessor; mma.sync reaches some 2,500 on an H200. The sums of 128 queries by 256
 // columns do not fit into the registers.
 // keys: 64 keys by 64 queries, and 32 keys by 128 queries, take 32 registers of dot products per thread.
-// stages: an H200 needs 33 KB in flight on each multiprocessor (4.3 TB/s for 1 us). There are up to four stages, as
-// long as two blocks, with the 1 KB that the system reserves for each, fit into the 164 KB of sm_80. With 64 queries of
-// 128 columns four stages would need 167 KB. With 256 columns two stages fit twice into sm_90 and sm_100 (228 KB), and
-// once into sm_80.
+// stages: an H200 needs 33 KB in flight on each multiprocessor (4.3 TB/s for 1 us). There are four stages, or five
+// where four keep less than 33 KB in flight, and fewer if two blocks, with the 1 KB that the system reserves for each,
+// would not fit into the 164 KB of sm_80. With 64 queries of 128 columns four stages would need 167 KB. With 256
+// columns two stages fit twice into sm_90 and sm_100 (228 KB), and once into sm_80.
 //
 // Registers per thread: tests/csrc/resources.tsv.
 constexpr InfoNceTile kInfoNceTiles[] = {

@@ -10,8 +10,8 @@
 
 namespace ppa::cuda {
 
-// Queries per block. Both share one read of the groups of the ring, which take 8 bytes per column (a dot product takes
-// 4).
+// Queries per block: two, which share one read of the groups of the ring. A group takes 8 bytes per column (a dot
+// product 4).
 constexpr int kWeighQueries = 2;
 
 // Block b processes query b and, if it exists, query b + gridDim.x. It merges the previous chunk into part 0, and turns

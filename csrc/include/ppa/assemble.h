@@ -64,7 +64,7 @@ PPA_INLINE void zero_padding(const AssembleArgs& args) {
   zero_padding_after(args.swap + args.n);
 }
 
-// The Philox words of 16 consecutive positions of a TLM sequence. Compilers vectorise a loop over them.
+// The Philox words of 16 consecutive positions of a TLM sequence. Compilers vectorize a loop over them.
 constexpr int kMaskingLanes = 16;
 
 struct MaskingLanes {

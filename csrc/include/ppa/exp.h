@@ -1,4 +1,4 @@
-// The exponential of a float. The host version has no branches, so that g++ vectorises loops over it (15 operations of
+// The exponential of a float. The host version has no branches, so that g++ vectorizes loops over it (15 operations of
 // AVX2 or AVX-512). On a GPU it is one instruction of the special-function unit.
 #pragma once
 
@@ -14,7 +14,7 @@ namespace ppa {
 // The host version splits x into the nearest integer n, whose bits give 2^n, and a remainder in [-1/2, 1/2]. The power
 // of the remainder is the polynomial of degree 6 with the smallest relative error (2e-9). The lower limit and NaN are
 // detected by comparing the bits of the floats as integers, because g++ compiles float comparisons to branches and then
-// does not vectorise the loop for AVX2.
+// does not vectorize the loop for AVX2.
 PPA_INLINE float exp2_poly(float x) {
 #ifdef __CUDA_ARCH__
   float y;

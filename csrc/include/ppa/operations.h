@@ -40,7 +40,7 @@ constexpr int kAssembleAlignment = 16;
 // Assembles N pairs of token rows into three packed outputs with one sequence per pair: [CLS] query [SEP], [CLS] key
 // [SEP], and the masked [CLS] query [SEP] key [SEP]. A coin chooses which side is the query. The host passes the sizes
 // and the offset of each pair, which it has computed before. For invalid offsets, a layout that does not match, or ids
-// outside the vocabulary, the CPU backend returns an error. The CUDA backend would have to synchronise to report it; it
+// outside the vocabulary, the CPU backend returns an error. The CUDA backend would have to synchronize to report it; it
 // only keeps its writes within bounds.
 struct AssembleArgs {
   const int32_t* a_tokens;          // [a_count], concatenated rows without special tokens
@@ -61,8 +61,9 @@ struct AssembleArgs {
   int32_t* key_cu_seqlens;                  // [n + 1]
   int32_t *tlm_tokens, *tlm_positions;      // [a_count + b_count + 3 n]
   int32_t* tlm_cu_seqlens;                  // [n + 1]
-  int64_t *masked_rows, *labels;            // [masked_count]: sorted indices into tlm_tokens, and their original ids
-  bool* swap;                               // [n]
+  int64_t *masked_rows, *labels;            // [masked_count]: masked_positions, sorted indices into tlm_tokens, and
+                                            // their original ids
+  bool* swap;                               // [n]: is_swapped
 
   PPA_INLINE int64_t key_count() const { return a_count + b_count + 4 * n - query_count; }
   PPA_INLINE int64_t tlm_count() const { return a_count + b_count + 3 * n; }

@@ -6,7 +6,7 @@
 namespace ppa {
 
 // Stored on the device as int64 [3]: the first pending row (the cursor), the number of live rows (they end before the
-// cursor), and the number of keys that were refused because they were not finite.
+// cursor), and the number of refused keys: those that were not finite or had no pending row.
 struct RingState {
   int64_t cursor, count, refused;
 };
@@ -23,12 +23,12 @@ PPA_INLINE int64_t ring_first(int64_t cursor, int64_t count, int64_t rows) {
   return cursor >= count ? cursor - count : cursor - count + rows;
 }
 
-// Whether a position of the current global step has a pending row.
+// Whether a step index has a pending row.
 PPA_INLINE bool ring_pending(int64_t position, int64_t count, int64_t rows) {
   return position >= 0 && position < rows - count;
 }
 
-// The ring row of position p (0..B-1) of the current global step.
+// The ring row of step index p (0..B-1).
 template <typename Int>
 PPA_INLINE Int ring_row(Int cursor, Int position, Int rows) {
   const Int row = cursor + position;
