@@ -30,7 +30,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         TokenizerSettings,
         verbs,
         "tokenizer",
-        "train a WordPiece tokenizer (as mBERT's) on text files",
+        "train a WordPiece tokenizer (like mBERT's) on text files",
         "ppa-fast tokenizer --files train.en train.de --vocab-size 16000 --out tokenizer",
         calling("ppa_fast.data.store.wordpiece.train_wordpiece", "tokenizer in {out}"),
     )
@@ -39,7 +39,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         PrepareSettings,
         verbs,
         "prepare",
-        "encode parallel text into a token store",
+        "tokenize parallel text into a token store",
         "ppa-fast prepare --pairs en-de:train.en,train.de --tokenizer bert-base-multilingual-cased --out store",
         calling("ppa_fast.data.store.prepare.prepare"),
     )

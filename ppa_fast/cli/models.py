@@ -14,7 +14,7 @@ def add_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         InitSettings,
         verbs,
         "init",
-        "create a randomly initialised BERT or XLM-R model for a tokenizer",
+        "create a randomly initialized BERT or XLM-R model for a tokenizer",
         "ppa-fast init --tokenizer tokenizer --layers 4 --hidden 256 --heads 4 --out model",
         calling("ppa_fast.model.initialise.init_model", "model in {out}"),
     )

@@ -32,7 +32,10 @@ class AlignSettings(Options):
         metavar="SPEC",
     )
     recipe: str | None = option(
-        None, "recipe of `train` (default: retrieval for a sentence encoder, else paper)", choices=tuple(RECIPES)
+        None,
+        "recipe of `train` (default: retrieval for a sentence-transformers folder or a model without MLM head, else "
+        "paper)",
+        choices=tuple(RECIPES),
     )
     pooling: str | None = option(
         None, "pooling of the sentence vector (default: that of the folder, else that of the recipe)", choices=POOLINGS
@@ -40,7 +43,7 @@ class AlignSettings(Options):
     steps: int | None = option(None, "global steps (default: by the size of the text)", POSITIVE, metavar="N")
     minutes: float | None = option(
         None,
-        "train at most N minutes; a measurement of the speed limits the steps",
+        "train at most N minutes; the number of steps follows from the measured speed",
         POSITIVE,
         metavar="N",
     )
@@ -129,7 +132,7 @@ class ReportSettings(Options):
     out: str | Path | None = option(None, "HTML file (default: report.html in the first run folder)", metavar="FILE")
     pairs: list[str] | None = option(
         None,
-        "evaluation sets for the vectors, en-de:dev.en,dev.de … (default: the evaluation sets of the run)",
+        "evaluation pairs for the vectors, en-de:dev.en,dev.de … (default: those of the run)",
         metavar="SPEC",
     )
     model: str | Path | None = option(None, "exported encoder; the page then shows how to load it", metavar="DIR")

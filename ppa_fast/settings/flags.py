@@ -78,7 +78,8 @@ def from_arguments(cls: type[O], arguments: argparse.Namespace) -> O:
 
 
 def to_flags(values: Mapping[str, Any]) -> list[str]:
-    """Converts options to flags: ``--name=value``, and ``--name`` or ``--no-name`` for a switch."""
+    """Converts options to flags: ``--name=value``; ``--name A B`` for a list; ``--name`` or ``--no-name`` for a
+    switch."""
     flags: list[str] = []
     for name, value in values.items():
         dashed = name.replace("_", "-")

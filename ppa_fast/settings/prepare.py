@@ -69,8 +69,8 @@ class Filters(Options):
     )
     language_id: bool = option(
         False,
-        "drop pairs with a side in another language (extra 'langid', py3langid); takes three times as long as "
-        "tokenizing",
+        "drop pairs with a side in another language (needs py3langid, the extra 'langid'); takes three times as long "
+        "as tokenizing",
     )
 
     def __post_init__(self) -> None:

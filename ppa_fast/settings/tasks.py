@@ -204,14 +204,15 @@ class AlignmentSettings(Options):
         REQUIRED,
         "gold links in one of two formats. Pharaoh: one line per sentence with 'i-j' or 'iSj' (sure) and 'ipj' or "
         "'iPj' (possible). "
-        "Shared task of 2003: one line per link, 'sentence i j [S|P]'; sentences count from 1, or from 0 if the file has a 0",
+        "Shared task of 2003: one line per link, 'sentence i j [S|P]'; sentences are numbered from 1, or from 0 if "
+        "the file has a sentence 0",
         metavar="FILE",
     )
     links: str | Path | None = option(None, "links to score, in either format", metavar="FILE")
-    one_indexed: bool = option(False, "words count from 1 in the gold file (default: from 0)")
+    one_indexed: bool = option(False, "words are numbered from 1 in the gold file (default: from 0)")
     links_one_indexed: bool = option(
         False,
-        "words count from 1 in --links (default: from 0, as aligners write them; independent of --one-indexed)",
+        "words are numbered from 1 in --links (default: from 0, as aligners write them; independent of --one-indexed)",
     )
     model: str | None = option(None, f"{ENCODER} that links the words of --pairs")
     pairs: str | None = option(
@@ -280,7 +281,9 @@ class SuiteSettings(Options):
     """Options of ``evaluate suite``."""
 
     model: list[str] = option(
-        REQUIRED, "names or folders of models, such as before and after training; each has a column", SOME
+        REQUIRED,
+        "names or folders of models, such as a model before and after training; the table has a column for each",
+        SOME,
     )
     data: str | Path = option(
         REQUIRED,

@@ -53,9 +53,10 @@ class Settings(Options):
     deepspeed_config: str = option("", "DeepSpeed JSON file: batch sizes, precision, ZeRO, clipping, monitor")
     recipe: str | None = option(
         None,
-        "named set of defaults (default: retrieval for a sentence-transformers folder if you give none of its "
-        "values, else paper); retrieval sets "
-        + ", ".join(f"{name} {str(value).lower()}" for name, value in RECIPES["retrieval"].items()),
+        "named set of defaults (default: retrieval for a sentence-transformers folder if you give none of the "
+        "settings below, else paper); retrieval sets "
+        + ", ".join(f"{name} {str(value).lower()}" for name, value in RECIPES["retrieval"].items())
+        + "; its pooling is mean, unless the folder states another",
         choices=tuple(RECIPES),
     )
     seed: int = option(0, "seed of the sampling order, input shuffling, masks, dropout and new weights")
@@ -114,7 +115,7 @@ class Settings(Options):
     )
     queue_warmup: str = option(
         "encode",
-        "fill the queue at the start with keys of real sentences, or with random vectors",
+        "initial content of the queue: encode: keys of real sentences; random: random vectors",
         choices=("encode", "random"),
     )
     momentum: float = option(0.999, "momentum m of the momentum encoder", SHARE)
@@ -163,7 +164,7 @@ class Settings(Options):
         return name in self._given
 
     def replaced(self, **changes: Any) -> Settings:
-        """A copy with ``changes``. A recipe among them sets what was not given."""
+        """A copy with ``changes``. If ``changes`` has a recipe, it sets the settings that were not given."""
         return Settings(**{name: getattr(self, name) for name in self._given} | changes)
 
     @property
