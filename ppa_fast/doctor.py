@@ -70,7 +70,7 @@ def _operations(device: str) -> str:
 def _cuda_library() -> str:
     path = library.LIBRARIES["cuda"]
     if not path.exists():
-        return "not built, which needs nvcc"
+        return "not built; building it needs nvcc"
     built = library.architectures(path)
     if built.startswith("unknown"):
         return built

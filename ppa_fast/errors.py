@@ -19,7 +19,8 @@ class UserError(ValueError):
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Raises UserError, naming the extra of ppa-fast that installs it, if a package is missing in an import."""
+    """Raises UserError if an import in the block fails for a missing package; names the extra that installs the
+    package."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -47,10 +48,10 @@ _FULL_IN_LIBRARIES = (*(f"(os error {number})" for number in _FULL), "PytorchStr
 
 
 def full_disk(error: Exception) -> str | None:
-    """Returns what to do about an error that a full disk causes, also within torch and libraries in Rust, else None."""
+    """Returns advice if a full disk caused the error, also inside torch or a library in Rust; else None."""
     full = error.errno in _FULL if isinstance(error, OSError) and error.errno else False
     if full or any(text in str(error) for text in _FULL_IN_LIBRARIES):
-        return "no space is left on the device; free some, then give the same command again"
+        return "no space is left on the device; free some space and run the same command again"
     return None
 
 

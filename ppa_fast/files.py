@@ -32,8 +32,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     """Writes a complete folder ``out``: yields a temporary folder, which is renamed to ``out`` at the end.
 
     ``out`` may be a link to an empty folder. An error removes the temporary folder. Raises UserError as
-    :func:`check_new_folder`, and if the folder cannot be written, or replaced because it is a mount point or the folder
-    above it is read-only.
+    :func:`check_new_folder`, and if the folder cannot be written or cannot be replaced (a mount point, or below a
+    read-only folder).
     """
     check_new_folder(out)
     folder = Path(out).resolve()
@@ -90,7 +90,9 @@ def folder_lock(folder: Path, others: str) -> Iterator[int]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(f"{folder}: in use by {others}") from error
+                raise UserError(
+                    f"{folder}: in use by {others}; wait until it ends, or choose another folder"
+                ) from error
         try:
             yield descriptor
         finally:

@@ -39,7 +39,7 @@ from ppa_fast.training.preflight import fitting_momentum, fitting_queue
 log = logging.getLogger(__name__)
 
 CHOICES = "align.json"  # in the output folder: what was asked for and what was chosen
-WEIGHTS = "model.safetensors"  # the last file of the export that appears
+WEIGHTS = "model.safetensors"  # the file of the export that is moved last
 
 PAIRS_SEEN = 250_000  # pairs that a run reads, with repetitions; a larger text is read once
 MOST_PASSES = 10
@@ -85,8 +85,7 @@ def align(settings: AlignSettings) -> Aligned:
     The arguments are the fields of :class:`AlignSettings`.
 
     Raises:
-        UserError: an invalid argument, an ``out`` that belongs to other arguments, as the functions of the stages, or
-            training that failed.
+        UserError: an invalid argument, an ``out`` of other arguments, an error of a stage, or training that failed.
         KeyboardInterrupt: a signal stopped training, which has saved.
     """
     folder = Path(settings.out)
@@ -250,8 +249,8 @@ def _max_tokens(model: str, tlm: bool) -> int:
 
 
 def _config(given: str | None, pairs: int, run: Path) -> tuple[int, dict[str, Any]]:
-    """The number of ranks on this machine, and the DeepSpeed configuration: that of a given file, or a ready one with a
-    global batch that suits the number of pairs, and fp32 if the GPU has no bf16."""
+    """The number of ranks on this machine, and the DeepSpeed configuration: that of a given file, or that of
+    ds_configs/ with a global batch that suits the number of pairs, and fp32 if the GPU has no bf16."""
     placement = place(LaunchSettings())
     ranks = placement.ranks
     if given:
@@ -288,11 +287,11 @@ def _train(train: dict[str, Any]) -> None:
 
 
 def _report(folder: Path, page: Path) -> None:
-    """Writes the report of the run, if what it needs is installed."""
+    """Writes the report of the run, if the extra ``report`` is installed."""
     try:
         from ppa_fast.reporting.page import report
     except UserError as error:
-        log.warning(f"{page} is not written: {error}. Then give the same command again")
+        log.warning(f"{page} is not written: {error}. Then run the same command again")
     else:
         report([folder / "run"], page, model=folder)
 

@@ -181,7 +181,7 @@ def here(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("sample --out new --pairs many", "error: pairs: found 'many', expected int"),
+        ("sample --out new --pairs many", "error: pairs: found 'many', expected a whole number"),
         ("sample --out new --pairs 0", "error: train: found 0 lines, expected 1 to"),
         ("sample --out new --pairs -3", "error: train: found -3 lines, expected 1 to"),
         ("sample --out new --pairs 5 --dev-pairs -1", "dev"),
@@ -401,7 +401,7 @@ def test_debug_shows_the_traceback(doctor, capsys, tmp_path, arguments, error, s
     ("error", "status", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError("1 TiB"), 1, "error: out of memory (1 TiB); reduce the batch size, see --help"),
+        (MemoryError("1 TiB"), 1, "error: out of memory (1 TiB); reduce train_micro_batch_size_per_gpu in the "),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "error: out of memory (CUDA out of memory.); "),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: out of memory (DefaultCPUAllocator"),
         (PermissionError(13, "Permission denied", "store"), 2, "error: store: Permission denied"),
@@ -611,7 +611,7 @@ def test_a_full_disk_behind_stdout(words):
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", program, *words], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.stderr == (
-        "error: the output cannot be written: no space is left on the device; free some, then give the same command "
+        "error: the output cannot be written: no space is left on the device; free some space and run the same command "
         "again\n"
     )
     assert done.returncode == 2

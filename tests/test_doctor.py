@@ -30,7 +30,7 @@ def test_missing_tools_are_reported(monkeypatch, tmp_path):
     found = dict(doctor.report())
     assert found["nvcc"] == "nvcc is not on the PATH"
     assert found["C++ compiler"] == "no-such-compiler is not on the PATH"
-    assert found["CUDA library"] == "not built, which needs nvcc"
+    assert found["CUDA library"] == "not built; building it needs nvcc"
     assert doctor._version("no-such-package") == "not installed"
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from ppa_fast.errors import UserError, input_error
 from ppa_fast.files import new_folder, write_errors
 
-FULL = "no space is left on the device; free some, then give the same command again"
+FULL = "no space is left on the device; free some space and run the same command again"
 FULL_DISKS = [
     OSError(errno.ENOSPC, "No space left on device"),
     OSError(errno.EDQUOT, "Disk quota exceeded"),

@@ -19,8 +19,8 @@ constexpr const char* kMessages[kFaults] = {
     "b_offsets: expected 0 first, the number of b_tokens last, and no decrease",
     "query_cu_seqlens: not the layout of these pairs with this seed and input_shuffling",
     "masked_offsets: not the layout of these pairs with this seed, mask_probability and input_shuffling",
-    "a_tokens: an id outside the vocabulary",
-    "b_tokens: an id outside the vocabulary",
+    "a_tokens: found an id outside the vocabulary, expected ids from 0 to below vocab_size",
+    "b_tokens: found an id outside the vocabulary, expected ids from 0 to below vocab_size",
 };
 
 // Whether the boundaries of part i are valid, for `count` elements in `n` parts.

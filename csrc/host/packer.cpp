@@ -72,14 +72,14 @@ void prefetch(const Pair& pair) {
 // The number of tokens that the encoders read for a pair: [CLS] a [SEP] b [SEP], [CLS] a [SEP] and [CLS] b [SEP].
 int64_t tokens_read(const Pair& pair) { return 2 * (int64_t{pair.a.length} + pair.b.length) + 7; }
 
-// The parameters of the coins and masks.
+// The parameters of input shuffling and masking.
 struct Draws {
   uint32_t seed;
   uint64_t select;  // T(mask probability)
   bool shuffling;
 };
 
-// Evaluates the coins, and counts the masked tokens.
+// Evaluates the input shuffling, and counts the masked tokens.
 PPA_MULTIVERSION void draw(const Draws& draws, Pair* pairs, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     Pair& pair = pairs[i];
@@ -101,7 +101,7 @@ PPA_MULTIVERSION bool copy_ids(Sentence sentence, int32_t* to, uint32_t vocab_si
   return good;
 }
 
-// Returns the boundaries [parts + 1] of contiguous non-empty runs that minimise the largest sum. `sums` [n + 1] are the
+// Returns the boundaries [parts + 1] of contiguous non-empty runs that minimize the largest sum. `sums` [n + 1] are the
 // cumulative sums from 0. For a given limit, runs are filled from the left up to the limit. Bisection finds the
 // smallest limit for which `parts` runs are enough.
 std::vector<int64_t> boundaries(const std::vector<int64_t>& sums, int64_t parts) {
@@ -123,7 +123,8 @@ std::vector<int64_t> boundaries(const std::vector<int64_t>& sums, int64_t parts)
   return ends;
 }
 
-// Allocates the sections of a micro-batch's buffer one after another, each at a multiple of 16 bytes.
+// Allocates the sections of a micro-batch's buffer one after another, each at a multiple of 16 bytes. A section beyond
+// the end is nullptr; expect_end then raises an error.
 class Sections {
  public:
   Sections(uint8_t* buffer, int64_t bytes) : buffer_(buffer), bytes_(bytes) {}
@@ -132,20 +133,19 @@ class Sections {
   T* take(int64_t count) {
     const int64_t begin = at_, end = begin + count * static_cast<int64_t>(sizeof(T));
     at_ = (end + 15) / 16 * 16;
-    if (at_ > bytes_) wrong_size();
+    if (at_ > bytes_) return nullptr;
     std::fill(buffer_ + end, buffer_ + at_, uint8_t{0});
     return reinterpret_cast<T*>(buffer_ + begin);
   }
 
   void expect_end() const {
-    if (at_ != bytes_) wrong_size();
+    if (at_ != bytes_) {
+      throw std::invalid_argument("buffer: found " + std::to_string(bytes_) + " bytes, expected " +
+                                  std::to_string(at_) + ", the micro-batch's size");
+    }
   }
 
  private:
-  [[noreturn]] void wrong_size() const {
-    throw std::invalid_argument("buffer: " + std::to_string(bytes_) + " bytes are not the micro-batch's size");
-  }
-
   uint8_t* buffer_;
   int64_t bytes_, at_ = 0;
 };
@@ -183,8 +183,8 @@ class Packer {
   void check_rows(const int64_t* rows, int64_t n) const {
     const auto [least, most] = std::minmax_element(rows, rows + n);
     if (n > 0 && (*least < 0 || *most >= starts_.back())) {
-      throw std::out_of_range("rows " + std::to_string(*least) + "…" + std::to_string(*most) + ": expected 0…" +
-                              std::to_string(starts_.back() - 1));
+      throw std::out_of_range("rows: found " + std::to_string(*least) + " to " + std::to_string(*most) +
+                              ", expected 0 to " + std::to_string(starts_.back() - 1));
     }
   }
 
@@ -229,8 +229,9 @@ class Packer {
                    Sentence& found) const {
     const int64_t begin = column.offsets[inner], end = column.offsets[inner + 1];
     if (begin < 0 || end < begin || end > column.size || end - begin > longest) {
-      return place(pair, side) + "tokens " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
-             std::to_string(column.size) + ", expected at most " + std::to_string(longest);
+      return place(pair, side) + "found tokens " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
+             std::to_string(column.size) + ", expected at most " + std::to_string(longest) +
+             " tokens; the file is damaged, run prepare again";
     }
     found = {column.values + begin, static_cast<int32_t>(end - begin)};
     return {};

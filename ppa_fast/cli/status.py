@@ -68,7 +68,11 @@ def _report_error(error: BaseException) -> int:
         message, status = f"error: {bad_input}", BAD_INPUT
     elif is_out_of_memory(error):
         what = str(error).strip().split("\n")[0]
-        message, status = f"error: out of memory ({what}); reduce the batch size, see --help", FAILED
+        message = (
+            f"error: out of memory ({what}); reduce train_micro_batch_size_per_gpu in the DeepSpeed file, "
+            "--micro-batch or --batch"
+        )
+        status = FAILED
     else:
         where = f" in rank {rank}" if rank != "0" else ""
         what = f"{type(error).__name__}: {error}".strip().split("\n")[0]

@@ -43,7 +43,8 @@ class AlignmentModel(nn.Module):
     Args:
         mlm: a masked language model, or an encoder without TLM.
         pooling: "cls" or "mean".
-        projection_dim: D, width of the projected vectors; 0 disables the projection, D is the encoder's width.
+        projection_dim: D, width of the projected vectors; 0 disables the projection; D is then the encoder's
+            width.
         tlm: whether to train TLM. contrast: the sentence-level objective, one of ``settings.CONTRASTS`` or None.
         bf16_products: compute matrix products in bf16 (autocast), for any dtype of the weights.
         contrast_layer: the layer of the sentence vectors; None is the last. TLM always uses the last.
@@ -74,7 +75,7 @@ class AlignmentModel(nn.Module):
         return F.normalize(self.projection(pool_packed(hidden, cu_seqlens, self.pooling)).float(), dim=1)
 
     def project(self, sentences: PackedSequences) -> Tensor:
-        """Unit vectors fp32 [S, D] of sentences: pooled, projected, normalised."""
+        """Unit vectors fp32 [S, D] of sentences: pooled, projected, normalized."""
         with self._autocast(sentences.tokens.device):
             hidden = hidden_states(encoder_of(self.mlm), sentences, self.contrast_layer)
             return self._vectors(hidden, sentences.cu_seqlens)

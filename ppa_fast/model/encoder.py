@@ -38,12 +38,16 @@ def missing_weights(model: PreTrainedModel, missing: set[str]) -> list[str]:
 
 
 def check_complete(
-    name_or_dir: str | Path, missing: Sequence[str], what: str = "encoder weights", expected: str = ""
+    name_or_dir: str | Path,
+    missing: Sequence[str],
+    what: str = "encoder weights",
+    expected: str = "a complete checkpoint",
 ) -> None:
     """Raises UserError with the first missing weight if a checkpoint lacks weights; ``what`` names their kind."""
     if missing:
-        hint = f"; expected {expected}" if expected else ""
-        raise UserError(f"{name_or_dir}: the checkpoint lacks {len(missing)} {what}, the first is {missing[0]}{hint}")
+        raise UserError(
+            f"{name_or_dir}: the checkpoint lacks {len(missing)} {what}, the first is {missing[0]}; expected {expected}"
+        )
 
 
 def check_vocabulary(name_or_dir: str | Path, tokens: int, config: PretrainedConfig) -> None:
@@ -229,7 +233,10 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     Raises UserError for a model type without support for it.
     """
     if not model.supports_gradient_checkpointing:
-        raise UserError(f"activation_checkpointing: a {model.config.model_type!r} does not support it")
+        raise UserError(
+            f"activation_checkpointing: found model type {model.config.model_type!r}, which does not support it; "
+            "expected another type, or no activation_checkpointing"
+        )
     enable: Any = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.23
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     # The call above makes the embeddings' output require a gradient; frozen layers would then run backward too.

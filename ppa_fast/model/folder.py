@@ -52,7 +52,8 @@ def untouched_weights(name_or_dir: str | Path, model: PreTrainedModel) -> dict[s
 def save_base(
     model: PreTrainedModel, name_or_dir: str | Path, tokenizer: PreTrainedTokenizerBase, out: str | Path
 ) -> None:
-    """Writes the files of the base model ``model`` (from ``name_or_dir``) that an export needs to the folder ``out``.
+    """Writes to the folder ``out`` those files of the base model ``model`` (from ``name_or_dir``) that an export
+    needs.
 
     These are config.json, the tokenizer, ``untouched.safetensors`` (see ``untouched_weights``) and the settings of
     sentence-transformers. ``out`` must not exist yet and is created atomically.

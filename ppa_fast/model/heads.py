@@ -8,7 +8,7 @@ from torch import nn
 def projection_head(hidden: int, out: int) -> nn.Module:
     """MLP hidden → hidden → out with GELU (ours, based on MoCo v2's MLP head); the identity if ``out`` is 0.
 
-    The caller normalises the output.
+    The caller normalizes the output.
     """
     if not out:
         return nn.Identity()

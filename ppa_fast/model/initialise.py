@@ -1,4 +1,4 @@
-"""Creates a randomly initialised BERT or XLM-R of a given size for a tokenizer: for demos, tests, benchmarks."""
+"""Creates a randomly initialized BERT or XLM-R of a given size for a tokenizer: for demos, tests, benchmarks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ppa_fast.settings import InitSettings, takes
 
 @takes(InitSettings)
 def init_model(settings: InitSettings) -> None:
-    """Saves a randomly initialised encoder with MLM head and pooler, and its tokenizer, as a Hugging Face folder.
+    """Saves a randomly initialized encoder with MLM head and pooler, and its tokenizer, as a Hugging Face folder.
 
     The arguments are the fields of :class:`InitSettings`. The embeddings have a row for each token of the tokenizer.
-    Weights are initialised as in the original models (normal, standard deviation 0.02). The caller's random state does
+    Weights are initialized as in the original models (normal, standard deviation 0.02). The caller's random state does
     not change. Raises UserError for an unknown family, incompatible sizes, a tokenizer that cannot be loaded, or an
     ``out`` that is not empty.
     """

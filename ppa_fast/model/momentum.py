@@ -16,10 +16,10 @@ from ppa_fast.ops.ema import ema_
 
 @dataclass(frozen=True)
 class WorkingCopy:
-    """Complete weights in the working precision, updated from tensors in the masters' layout.
+    """Full weights in the working precision, updated from tensors in the masters' layout.
 
     ``parts``: tensors for this rank's part of the weights. ``spread``: call it after writing them, to update the
-    complete weights on every rank.
+    full weights on every rank.
     """
 
     parts: list[Tensor]
@@ -32,14 +32,14 @@ class Masters(Protocol):
     tensors: list[Tensor]
 
     def working_copy(self, whole: Mapping[str, Tensor]) -> WorkingCopy:
-        """Makes a working copy of complete tensors by parameter name; may change their storage."""
+        """Makes a working copy of full tensors by parameter name; may change their storage."""
 
 
 class MomentumEncoder:
     """Stores its master in the layout of the query encoder's masters, so that updates need no communication.
 
     ``tensors``: the master, sharded or on the CPU if the query encoder's masters are. In fp32 it is this rank's part of
-    the working copy; in 16 bits it is a separate tensor. Every rank's device has the complete working copy. Weights are
+    the working copy; in 16 bits it is a separate tensor. Every rank's device has the full working copy. Weights are
     sent to it in its own precision.
 
     Args:

@@ -23,7 +23,7 @@ class Weights:
 
 class ContrastLoss(NamedTuple):
     """``loss``: the sum over a micro-batch's pairs, with its graph; ``top1``: number of positives that score above all
-    their negatives; ``vectors``: [N, D], the vectors without a gradient from this graph."""
+    their negatives; ``vectors``: [N, D], the vectors that get no gradient through this graph."""
 
     loss: Tensor
     top1: Tensor
@@ -31,13 +31,14 @@ class ContrastLoss(NamedTuple):
 
 
 def no_contrast(like: Tensor) -> ContrastLoss:
-    """Zeros, as the scalar ``like``, for a step without a contrast."""
+    """Zeros like the scalar ``like``, for a step without a contrast."""
     zero = torch.zeros_like(like)
     return ContrastLoss(zero, zero, zero)
 
 
 def moco_loss(query: Tensor, keys: Tensor, groups: Tensor, queue: KeyQueue, weights: Weights) -> ContrastLoss:
-    """InfoNCE against the queue of query, keys [N, D], unit rows, groups int64 [N]; zeros if the weight is 0."""
+    """InfoNCE of ``query`` and ``keys`` ([N, D], unit rows; ``groups`` int64 [N]) against the queue; zeros if the
+    weight is 0."""
     if not weights.contrast:
         return no_contrast(query.new_zeros(()))._replace(vectors=keys)
     loss, hits = infonce(query, keys, groups, queue.vectors, queue.groups, queue.state, weights.temperature)

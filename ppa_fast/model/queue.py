@@ -16,7 +16,8 @@ class KeyQueue:
     ``vectors``: [K+B, D] of ``dtype``, unit rows; ``groups``: int64 [K+B]; ``state``: int64 [3], cursor, count and
     refused keys (``ops.ring``). The state stays on the device, so that no step has to synchronize.
     A global step reads the live rows and writes its keys to pending rows. ``commit`` makes the written rows live and
-    the oldest rows pending. All micro-batches of a step use the same queue, any batch fits, wrap-around is exact.
+    the oldest rows pending. All micro-batches of a step use the same queue. A batch of any size fits, and wrap-around
+    is exact.
     """
 
     def __init__(

@@ -114,7 +114,7 @@ class SentenceModules:
         return cls(**(_read(str(folder), KEPT) or {}))
 
     def keep(self, folder: Path) -> None:
-        """Saves them in a run's model folder."""
+        """Saves the settings in a run's model folder."""
         _write(folder / KEPT, dataclasses.asdict(self))
 
     def write(self, folder: Path, hidden_size: int, pooling: str, max_seq_length: int) -> None:

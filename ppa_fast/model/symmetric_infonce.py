@@ -22,10 +22,10 @@ class SymmetricInfoNce(NamedTuple):
 
 
 def symmetric_infonce(query: Tensor, key: Tensor, groups: Tensor, temperature: float) -> SymmetricInfoNce:
-    """``loss_i = (log(e^{q_i·k_i/τ} + Σ_j [group_j ≠ group_i] e^{q_i·k_j/τ}) − q_i·k_i/τ``, and the same with q and k
-    exchanged, ``) / 2``.
+    """``loss_i = (l_i(q, k) + l_i(k, q)) / 2``, where
+    ``l_i(q, k) = log(e^{q_i·k_i/τ} + Σ_j [group_j ≠ group_i] e^{q_i·k_j/τ}) − q_i·k_i/τ``.
 
-    Memory besides the results: ``CHUNK`` logits, or one row of logits.
+    Memory besides the results: ``CHUNK`` logits, or one row of logits if it is larger.
 
     Args:
         query, key: fp32 or fp64 [N, D], unit rows; N ≥ 1.

@@ -92,7 +92,10 @@ def _encode(
     lengths = [len(row) + 2 for row in rows]
     longest, limit = max(lengths, default=0), max_sequence(config)
     if longest > limit:
-        raise UserError(f"a sentence has {longest - 2} tokens and two specials; the model has {limit} positions")
+        raise UserError(
+            f"a sentence: found {longest - 2} tokens, expected at most {limit - 2}; the model has {limit} positions, "
+            "two for specials"
+        )
     target = torch.device(device) if device is not None else next(encoder.parameters()).device
     bar = Progress(progress or "", len(rows), "sentences", enabled=progress is not None)
     with evaluation_mode(encoder), bar:

@@ -63,7 +63,7 @@ class AssembledBatch:
 
 @dataclass(frozen=True)
 class Layout:
-    """The output sizes for N pairs, computed on the host, so that :func:`assemble` does not synchronise.
+    """The output sizes for N pairs, computed on the host, so that :func:`assemble` does not synchronize.
 
     ``query_cu_seqlens``: int32 [N+1], the boundaries of the query sequences; ``masked_offsets``: int32 [N+1], the
     cumulative number of masked positions by pair; ``query_tokens`` and ``masked``: the last element of each;
@@ -80,7 +80,7 @@ class Layout:
 
 def _word_counts(pairs: int, ordinary: int, query_tokens: int, masked: int) -> list[int]:
     """The sizes of the operator's outputs in its int32 buffer, in words of 4 bytes: the query, key and TLM sequences,
-    ``masked_positions`` and ``labels`` (int64), and ``swap`` (bool)."""
+    ``masked_positions`` and ``labels`` (int64), and ``is_swapped`` (bool)."""
     key_tokens, tlm_tokens, bounds = ordinary + 4 * pairs - query_tokens, ordinary + 3 * pairs, pairs + 1
     streams = [query_tokens, query_tokens, key_tokens, bounds, key_tokens, tlm_tokens, bounds, tlm_tokens]
     return [*streams, 2 * masked, 2 * masked, (pairs + 3) // 4]
@@ -193,12 +193,12 @@ def assemble(
 
     Returns:
         :class:`AssembledBatch`, on the device of the arguments: views of one allocation, each aligned to 16 bytes.
-        Does not synchronise.
+        Does not synchronize.
 
     Raises:
         TypeError, ValueError: invalid argument; the message names it.
         RuntimeError: on the CPU, if the tensors' values are invalid: offsets, a layout of other pairs, or an id outside
-            the vocabulary. CUDA does not check values, because that would synchronise; it stays within bounds, but the
+            the vocabulary. CUDA does not check values, because that would synchronize; it stays within bounds, but the
             result is undefined. :func:`layout` checks the offsets on the host.
     """
     check("pair_ids", pair_ids, [torch.int64], [None])
@@ -214,7 +214,7 @@ def assemble(
     ):
         check(name, tensor, [dtype], [size], like=pair_ids)
     ordinary = len(a_tokens) + len(b_tokens)
-    check_range("a_tokens: tokens of both sides, and 4 a pair", ordinary + 4 * pairs, 0, 2**31 - 1)
+    check_range("a_tokens: number of tokens of both sides plus 4 per pair", ordinary + 4 * pairs, 0, 2**31 - 1)
     check_range("layout.query_tokens", layout.query_tokens, 2 * pairs, 2 * pairs + ordinary)
     check_range("layout.masked", layout.masked, 0, ordinary)
     check_range("vocab_size", vocab_size, 1, 2**31)

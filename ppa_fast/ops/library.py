@@ -138,4 +138,4 @@ def backend(device: str) -> str:
     return "reference" if _namespace == "reference" or why_not_native(device) else "native"
 
 
-why_not_native("cpu")  # CUDA's library is loaded on first use, because querying the devices initialises CUDA
+why_not_native("cpu")  # CUDA's library is loaded on first use, because querying the devices initializes CUDA

@@ -22,7 +22,7 @@ _cross_entropy = operation(
 
 A row has ``vocab_size`` logits and padding (not read, set to 0) up to S, a multiple of 64, and starts at a 16-byte
 address. Without padding nearly every row of 119,547 would be unaligned. ``bias`` has the logits' dtype and the same
-padding. A label out of range raises RuntimeError on the CPU. On CUDA, where the check would synchronise, its loss is
+padding. A label out of range raises RuntimeError on the CPU. On CUDA, where the check would synchronize, its loss is
 NaN and its gradient 0.
 """
 

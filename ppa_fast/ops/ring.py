@@ -59,8 +59,8 @@ def enqueue(
 
 
 def commit(state: Tensor, written: int, size: int, rows: int) -> None:
-    """Ends a global step on the device: its ``written`` keys (step indices 0 … written − 1) become live. Of more than
-    ``size`` live keys, the oldest become pending.
+    """Ends a global step on the device: its ``written`` keys (step indices 0 … written − 1) become live. If there are
+    then more than ``size`` live keys, the oldest become pending.
 
     Args:
         state: int64 [3], as for ``enqueue``. written: 0 … R. size: K ≥ 1. rows: R ≥ K.

@@ -37,7 +37,7 @@ LOSSES = {
 COURSE = {
     "pairs_per_s": ("Throughput", "pairs/s", True),
     "tokens_per_s": ("Throughput", "encoder tokens/s", True),
-    "mfu": ("Model FLOP utilisation", "%", True),
+    "mfu": ("Model FLOP utilization", "%", True),
     "memory_gib": ("Peak memory so far, rank 0", "GiB", True),
     "lr": ("Learning rate", "", True),
     "grad_norm": ("Gradient norm", "before clipping", True),

@@ -113,7 +113,7 @@ def _german_number(n: int, form: str) -> str:
 
 GERMAN = Language(
     number=_german_number,
-    names={  # CLDR capitalises the adjective
+    names={  # CLDR capitalizes the adjective
         "CZK": "tschechische Kronen",
         "DKK": "dänische Kronen",
         "EGP": "ägyptische Pfund",

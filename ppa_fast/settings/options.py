@@ -150,7 +150,14 @@ def _checked(f: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
     return value
 
 
-_EXPECTED = {tuple[str, str]: "two names, A,B"}
+_EXPECTED: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list[str]: "a list of texts",
+    tuple[str, str]: "two names, A,B",
+}
 
 
 def _converted(kind: Any, value: Any) -> Any:

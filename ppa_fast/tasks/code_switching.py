@@ -69,9 +69,9 @@ class Mixture:
     def sides(self, seed: int, epoch: int, rows: Tensor) -> Tensor:
         """The languages of both sides of every example in an epoch: int8 [copies · N, 2], indices into ``codes``.
 
-        ``rows``: int64 [N], the row numbers in the files. Example k · N + i is row i of copy k. It draws its choices
-        for the id ``(k << 40) + rows[i]``, so that copies are switched independently, and the English copy of
-        translate-train-all like that of zero-shot.
+        ``rows``: int64 [N], the row numbers in the files. Example k · N + i is row i of copy k. Its random
+        choices depend on the id ``(k << 40) + rows[i]``. Copies are therefore switched independently, and the English
+        copy of translate-train-all is switched like that of zero-shot.
         """
         copies = []
         for number, language in enumerate(self.own):
@@ -102,8 +102,10 @@ def mixture_of(recipe: str, languages: list[str], language: str | None = None, s
     codes = (*([english] if english else []), *sorted(code for code in languages if code != english))
     if share and len(codes) < 2:
         raise UserError(f"--train: found only {codes[0]}, expected another language for --code-switch {share}")
-    if (language is not None) != (recipe == "translate-train"):
-        raise UserError(f"--language: found {language}, expected a language if and only if --recipe is translate-train")
+    if language is None and recipe == "translate-train":
+        raise UserError("--language: not given, expected the training language of --recipe translate-train")
+    if language is not None and recipe != "translate-train":
+        raise UserError(f"--language: found {language}, expected none, because --recipe is {recipe}")
     if language is not None and language not in codes:
         raise UserError(f"--language: found {language}, expected a language of --train: {', '.join(codes)}")
     own = codes[:1] if recipe == "zero-shot" else codes if language is None else (language,)
@@ -111,10 +113,11 @@ def mixture_of(recipe: str, languages: list[str], language: str | None = None, s
 
 
 class CodeSwitchedDataset(Dataset[tuple[Any, int]]):
-    """The model inputs of all epochs of a seed. Maps ``(epoch, index)`` to ``(example, index of its piece)``.
+    """The model inputs of all epochs of a seed.
 
-    The languages of both sides are drawn in the constructor (2 bytes per example and epoch). Texts are combined and
-    tokenised per batch. ``lengths[epoch]``: int32 [inputs], used to group batches by length.
+    Maps ``(epoch, index)`` to ``(example, index of the input within the example)``. The languages of both sides are
+    drawn in the constructor (2 bytes per example and epoch). Texts are combined and tokenized per batch.
+    ``lengths[epoch]``: int32 [inputs], used to group batches by length.
     """
 
     def __init__(self, task: Task, data: ParallelExamples, mixture: Mixture, seed: int, epochs: int) -> None:

@@ -21,7 +21,7 @@ from ppa_fast.settings import PrepareSettings
 log = logging.getLogger(__name__)
 
 MAX_TOKENS = 126
-CHUNK = 10_000  # texts tokenised at once; the tokenizer's output takes a hundred times the memory of the ids
+CHUNK = 10_000  # texts tokenized at once; the tokenizer's output takes a hundred times the memory of the ids
 
 
 class Embedder:
@@ -55,7 +55,7 @@ class Embedder:
         self.max_tokens = max_sequence(self.encoder.config) - 2
 
     def sentences(self, texts: Sequence[str], pooling: str, progress: str) -> Tensor:
-        """Vectors fp32 [N, H] on the CPU, not normalised. Truncates texts to 126 tokens, or to the model's limit."""
+        """Vectors fp32 [N, H] on the CPU, not normalized. Truncates texts to 126 tokens, or to the model's limit."""
         tokenize = TextTokenizer(self.tokenizer, min(MAX_TOKENS, self.max_tokens))
         rows = [
             np.array(ids, dtype=np.int32)
@@ -67,8 +67,8 @@ class Embedder:
         return vectors
 
     def check_known(self, texts: Sequence[str], language: str) -> None:
-        """Warns of texts with more unknown tokens than ``prepare`` accepts, by default a half; raises UserError if most
-        texts are so."""
+        """Warns of texts whose share of unknown tokens exceeds ``prepare``'s default limit (a half). Raises UserError
+        if these are more than half of the texts."""
         tokenize = TextTokenizer(self.tokenizer, min(MAX_TOKENS, self.max_tokens))
         rejected: list[str] = []
         for start in range(0, len(texts), CHUNK):
@@ -94,7 +94,7 @@ class Embedder:
     def words(self, sentences: Sequence[Sequence[str]]) -> tuple[list[tuple[Tensor, Tensor]], list[int]]:
         """The subword vectors of each sentence, fp32 [S, H], with the index of each subword's word, int64 [S]; on CPU.
 
-        Words are tokenised one by one; a word may have no subword. Sentences are truncated to the model's limit. The
+        Words are tokenized one by one; a word may have no subword. Sentences are truncated to the model's limit. The
         second result lists the indices of truncated sentences.
         """
         tokenize = TextTokenizer(self.tokenizer, self.max_tokens)

@@ -24,7 +24,7 @@ class Layout:
 
     - ``language``: the language of the file; without it, the file's rows state their languages.
     - ``question``: the second language of a file with two (MLQA).
-    - ``set``: what the files that belong together have in common, besides their folder.
+    - ``set``: the part of the name that the files of one evaluation set share; they also share their folder.
     - ``a``, ``b``, ``part``: the two languages of word links, and the role of the file: ``gold``, ``src-tgt`` or a
       language.
     - ``name``: text that is added to the name of the data set.
@@ -87,7 +87,7 @@ def find_sets(
     """The evaluation sets in a folder and its subfolders, in the order of ``LAYOUTS``, and the files without a score.
 
     Parallel files are paired with the file in ``pivot``. ``languages``: the languages to score besides the pivot; all
-    if empty. Hidden files, and files in the folder ``ignored``, do not count. Raises UserError for a folder without
+    if empty. Hidden files, and files in the folder ``ignored``, are ignored. Raises UserError for a folder without
     files.
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_hidden(path.relative_to(folder))]

@@ -227,8 +227,8 @@ def score_corpora(
 ) -> tuple[dict[str, Any], list[tuple[IdPair, float]]]:
     """Tunes the threshold on the corpus "dev", which has gold pairs, and applies it to the corpus "test", if given.
 
-    Returns the result of ``evaluate_mining`` without the facts of the model, and the mined pairs of the last corpus
-    with their margins, best first. Raises UserError for a corpus whose sentences all occur more than once.
+    Returns the result of ``evaluate_mining`` without ``model``, ``pooling`` and ``layer``, and the mined pairs of the
+    last corpus with their margins, best first. Raises UserError for a corpus whose sentences all occur more than once.
     """
     result: dict[str, Any] = {"dev": None, "test": None}
     threshold = 0.0

@@ -22,7 +22,7 @@ from ppa_fast.model.vectors import check_outputs, evaluation_mode, length_batche
 from ppa_fast.progress import Progress
 
 TOKENS_PER_BATCH = 16384  # padding included
-CHUNK = 512  # texts tokenised and sorted at a time
+CHUNK = 512  # texts tokenized and sorted at a time
 
 
 def load_finetuned(auto: str, name_or_dir: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

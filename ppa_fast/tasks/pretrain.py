@@ -113,7 +113,7 @@ class MaskedLMTrainer(Trainer):
 
 
 def _tokenize(files: Sequence[Path], encoder: TextTokenizer, max_rejected: float) -> TokenRows:
-    """Tokenises all usable lines and prints the rejected ones; raises UserError for too many of these."""
+    """Tokenizes all usable lines and prints the rejected ones; raises UserError for too many of these."""
     chunks: list[NDArray[np.int32]] = []
     lengths: list[int] = []
     rejected: list[Reject] = []
@@ -126,7 +126,7 @@ def _tokenize(files: Sequence[Path], encoder: TextTokenizer, max_rejected: float
             else:
                 yield item
 
-    with Progress("tokenising", lines, "lines") as bar:
+    with Progress("tokenizing", lines, "lines") as bar:
         for path in files:
             texts = usable(path)
             while chunk := list(islice(texts, CHUNK_LINES)):
@@ -185,8 +185,8 @@ def pretrain(settings: PretrainSettings) -> None:
     ``settings.out`` is written when training is complete. Until then, checkpoints are in ``.NAME.pretraining`` in the
     same parent folder. After an interruption, the same call resumes from them.
 
-    Raises UserError for invalid arguments, missing files, a model or tokenizer that cannot be loaded, too many bad
-    lines, no text, a loss that is not finite, and checkpoints of a run with other arguments.
+    Raises UserError for invalid arguments, missing files, a model or tokenizer that cannot be loaded, too many
+    unusable lines, no text, a loss that is not finite, and checkpoints of a run with other arguments.
     """
     check_ranks()
     model, max_tokens = settings.model, settings.max_tokens

@@ -1,7 +1,7 @@
 """Exact match and token F1 of answers, by the official definitions of SQuAD 1.1 and MLQA.
 
 SQuAD 1.1 (Rajpurkar et al., 2016; evaluate-v1.1, also used for XQuAD in every language) and MLQA (Lewis et al., 2020;
-mlqa_evaluation_v1) normalise answers in the same order: lower-case, remove punctuation, replace articles by a space,
+mlqa_evaluation_v1) normalize answers in the same order: lower-case, remove punctuation, replace articles by a space,
 split into tokens. They differ in punctuation, in articles, and in MLQA's Chinese tokens. Scores are × 100.
 """
 
@@ -38,7 +38,8 @@ _CHINESE = re.compile("[\u4e00-\u9fa5]")  # MLQA's range; excludes extensions an
 
 @cache
 def _is_punctuation(character: str) -> bool:
-    """MLQA's punctuation: Unicode categories P* and ASCII punctuation, even its nine symbols (``$+<=>^`|~``)."""
+    """MLQA's punctuation: Unicode categories P* and ASCII punctuation, including nine characters that Unicode calls
+    symbols (``$+<=>^`|~``)."""
     return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
@@ -48,13 +49,13 @@ def _chinese_tokens(text: str) -> list[str]:
 
 
 def squad_tokens(text: str) -> list[str]:
-    """The normalised tokens of an answer as in SQuAD 1.1's script: without ASCII punctuation and English articles."""
+    """The normalized tokens of an answer as in SQuAD 1.1's script: without ASCII punctuation and English articles."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return re.sub(_SQUAD_ARTICLES, " ", text).split()
 
 
 def mlqa_tokens(text: str, language: str) -> list[str]:
-    """The normalised tokens of an answer as in MLQA's script. ``language``: the answer's, one of MLQA's seven.
+    """The normalized tokens of an answer as in MLQA's script. ``language``: the answer's, one of MLQA's seven.
 
     Splits at Python's white space, including U+00A0 and U+3000. As in the official script, combining marks are not
     letters: articles match next to them, and decomposed Vietnamese articles do not match.
@@ -66,7 +67,7 @@ def mlqa_tokens(text: str, language: str) -> list[str]:
 
 
 def exact_match(prediction: Sequence[str], gold: Sequence[str]) -> bool:
-    """Whether the normalised tokens are equal. Answers of only articles and punctuation are equal to each other."""
+    """Whether the normalized tokens are equal. Answers of only articles and punctuation are equal to each other."""
     return list(prediction) == list(gold)
 
 

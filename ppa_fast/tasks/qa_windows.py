@@ -1,6 +1,6 @@
 """Splits long contexts into windows, locates gold answers in them, and extracts predicted answers.
 
-Answers are extracted from the context by character offsets, because detokenisation would insert spaces between Chinese
+Answers are extracted from the context by character offsets, because detokenization would insert spaces between Chinese
 characters.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ppa_fast.tasks.question_answering import QaExample
 
-CHUNK = 512  # questions tokenised and sorted at a time; the offsets of a window take 0.1 MB as Python objects
+CHUNK = 512  # questions tokenized and sorted at a time; the offsets of a window take 0.1 MB as Python objects
 MAX_ANSWER_TOKENS = 30  # as in SQuAD's reference implementation
 
 Span = tuple[int, int]

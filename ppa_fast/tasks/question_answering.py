@@ -310,10 +310,10 @@ def evaluate_qa(settings: AnswersSettings) -> dict[str, Any]:
     for key, answers in _answers(files, examples, predictions, model).items():
         ids = dict.fromkeys(example.id for example in examples[key])
         _warn_questions(
-            files[key], "questions without a prediction score 0", [id_ for id_ in ids if id_ not in answers]
+            files[key], "questions have no prediction and score 0", [id_ for id_ in ids if id_ not in answers]
         )
         _warn_questions(
-            files[key], "predictions without a question are ignored", [id_ for id_ in answers if id_ not in ids]
+            files[key], "predictions have no question and are ignored", [id_ for id_ in answers if id_ not in ids]
         )
         scores[key] = score_answers(examples[key], answers, key.split("-")[0] if metric == "mlqa" else None)
     result: dict[str, Any] = {"metric": metric, **means(scores, METRICS), "languages": scores}

@@ -62,7 +62,10 @@ def format_rejected(rejected: Sequence[Rejected]) -> str:
 def check_evaluation_set(rejected: Sequence[Rejected]) -> None:
     """Raises UserError, with a list, for rejected rows of an evaluation set, except those without a gold label."""
     if bad := [reject for reject in rejected if reject.reason != NO_GOLD_LABEL]:
-        raise UserError(f"{format_rejected(bad)}\nfound {len(bad):,} bad rows, expected none in an evaluation set")
+        raise UserError(
+            f"{format_rejected(bad)}\nfound {len(bad):,} unusable rows, expected none in an evaluation set; correct or "
+            "remove them"
+        )
 
 
 def load_json(path: str | Path) -> Any:

@@ -76,7 +76,7 @@ def _uniformity(unit: Tensor) -> float:
 def alignment_uniformity(vectors_a: Tensor, vectors_b: Tensor) -> tuple[float, float]:
     """Alignment and uniformity of translations (Wang and Isola, 2020, with α = 2 and t = 2); lower is better for both.
 
-    ``vectors_a``, ``vectors_b``: [N, H], normalised first; rows with the same index are translations. Alignment is
+    ``vectors_a``, ``vectors_b``: [N, H], normalized first; rows with the same index are translations. Alignment is
     ``mean_i ‖a_i − b_i‖²``, between 0 and 4. Uniformity is ``log mean_{i≠j} exp(−2 ‖x_i − x_j‖²)``, averaged over a and
     b. It is 0 if all vectors of a language are equal, and about −4 if they are spread out. Raises UserError for fewer
     than two rows.

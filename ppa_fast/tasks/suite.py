@@ -165,7 +165,7 @@ def evaluate_suite(settings: SuiteSettings) -> dict[str, Any]:
     data, out = Path(settings.data), Path(settings.out)
     for name in (settings.pivot, *settings.languages):
         if not is_code(name):
-            raise UserError(f"languages: found {name!r}, expected BCP-47 codes such as de")
+            raise UserError(f"pivot and languages: found {name!r}, expected BCP-47 codes such as de")
     if not data.is_dir():
         raise UserError(f"data: found no folder {data}, expected a folder of evaluation sets")
     models = [_Model(name, settings) for name in dict.fromkeys(settings.model)]
@@ -288,7 +288,8 @@ def _reasons(result: dict[str, Any]) -> Iterator[str]:
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """A text table of ``evaluate_suite``'s result, in per cent, and a line for each reason of what is not scored."""
+    """A text table of ``evaluate_suite``'s result, in per cent, and a line for each reason why sets are not
+    scored."""
     head, rows = _table(result)
     width = max(12, *map(len, head))
     return "\n".join(["Scores in %.", text_table(head, rows, width), *_reasons(result)])

@@ -20,7 +20,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def summarise(tests: Sequence[Scores]) -> dict[str, Any]:
-    """Summarises the scores of several seeds.
+    """Summarizes the scores of several seeds.
 
     Returns ``{"languages": {"de": {metric: {"mean", "sd", "seeds": [values]}}}, "mean": {metric: {…}}}``. The top-level
     "mean" averages over languages (unweighted) first, then over seeds. ``sd`` divides by seeds - 1.

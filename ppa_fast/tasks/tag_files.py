@@ -39,7 +39,8 @@ class _Layout:
     only_tags: bool
 
     def is_comment(self, line: str) -> bool:
-        """Whether a line is a comment. In a file with spaces only ``# id`` is one, because ``#`` may be a word."""
+        """Whether a line is a comment. If spaces separate the columns, only ``# id`` starts one, because ``#`` may be a
+        word."""
         return line.startswith("#" if self.conllu or self.tabs else "# id ") and (self.conllu or "\t" not in line)
 
     def index(self, comment: str) -> str:

@@ -40,7 +40,7 @@ def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """The entities of a sentence as (type, first word, last word).
 
     A word belongs to the entity of the previous word if it has ``I`` or ``E``, the previous word has ``B`` or ``I``,
-    and both have one type. Every other word except ``O`` starts an entity, even ``I`` after ``O``.
+    and both have the same type. Every other word except ``O`` starts an entity, even ``I`` after ``O``.
     """
     found: list[tuple[str, int, int]] = []
     previous = "O"

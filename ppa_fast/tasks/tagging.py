@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ppa_fast.data.store.tokenize import TextTokenizer
 
-CHUNK = 512  # sentences tokenised and sorted at a time
+CHUNK = 512  # sentences tokenized and sorted at a time
 IGNORED = -100  # label of tokens without a tag, which transformers' loss skips
 
 Window = list[list[int]]
@@ -36,7 +36,7 @@ Window = list[list[int]]
 class TaggingTask(Task):
     """Tagging of each word of a sentence, with any set of tags; scored by accuracy.
 
-    The tag of a word is the label of its first subword; other subwords have no label. As in XTREME, words are tokenised
+    The tag of a word is the label of its first subword; other subwords have no label. As in XTREME, words are tokenized
     one by one, a word without subwords becomes the unknown token (the mask token if the tokenizer has none), and a
     sentence of more than ``max_tokens`` tokens is split into consecutive windows of complete words. Unlike there, a
     word longer than a window is cut, and the tags of a split sentence are scored together. Every word has a prediction.
@@ -102,7 +102,8 @@ class TaggingTask(Task):
         return windows
 
     def lengths(self, examples: Sequence[TaggedSentence]) -> Tensor:
-        """The tokens of a sentence that is one window, else the size of its windows together; the other side is 0."""
+        """The number of tokens of a sentence with one window; with several, their total capacity. The second side is
+        0."""
         import torch
 
         lengths = [

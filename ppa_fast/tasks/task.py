@@ -90,7 +90,10 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, items: list[tuple[Any, int]]) -> dict[str, Tensor]:
-        """The padded batch for items (example, index of its piece): inputs int64 [B, L], labels int64 [B] or [B, L]."""
+        """The padded batch for items (example, index of the input within it).
+
+        Inputs are int64 [B, L], labels int64 [B] or [B, L].
+        """
 
     @abstractmethod
     def predict(self, model: PreTrainedModel, examples: Sequence[Any], progress: str | None) -> Any:
@@ -111,7 +114,7 @@ class Task(ABC):
         """The examples to score, and the number of rows of the file.
 
         Examples are the rows with a gold label. In a file with a language column, only rows in ``language`` are used
-        ("und": all rows). Raises UserError for other bad rows, and if there are no rows to score.
+        ("und": all rows). Raises UserError for other unusable rows, and if there are no rows to score.
         """
         examples, rejected = cls.read_scored(path, labels)
         check_evaluation_set(rejected)

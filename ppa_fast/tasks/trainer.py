@@ -21,7 +21,7 @@ from ppa_fast.errors import UserError, full_disk
 from ppa_fast.hub import quiet
 from ppa_fast.progress import Progress
 
-READINGS = 100  # loss readings per run; each one synchronises
+READINGS = 100  # loss readings per run; each one synchronizes
 
 
 class ProgressCallback(TrainerCallback):

@@ -34,7 +34,7 @@ Link = tuple[int, int, int]
 
 _PHARAOH = re.compile(r"([0-9]+)([-SpP])([0-9]+)")
 _NUMBERED = re.compile(r"([0-9]+)\s+([0-9]+)\s+([0-9]+)(?:\s+([SP]))?(?:\s+[0-9.]+)?(?:\s+([SP]))?")
-_FORMS = "'i-j' and 'ipj' (a line a sentence) or 'sentence i j [S|P] [confidence]' (a line a link)"
+_FORMS = "'i-j' and 'ipj' (one line per sentence) or 'sentence i j [S|P] [confidence]' (one line per link)"
 
 
 class WordLinks(NamedTuple):
@@ -134,7 +134,7 @@ def read_words(pairs: str) -> list[tuple[list[str], list[str]]]:
     names = split_paths(pairs, (1, 2))
     if len(names) > 2 or not all(names):
         raise UserError(
-            f"--pairs: found {pairs}, expected SRC,TGT, two line-parallel files of tokenised text, or one file of "
+            f"--pairs: found {pairs}, expected SRC,TGT, two line-parallel files of tokenized text, or one file of "
             "'source ||| target' lines"
         )
     if len(names) == 1:
@@ -180,7 +180,7 @@ def _check_positions(
                 raise UserError(
                     f"{path}:{line}: found a link to {side} word {position + one_indexed} of sentence {sentence + 1}, "
                     f"which has {len(words_of_side)} words; expected {int(one_indexed)} to {last}. Check the order of "
-                    "--pairs, the tokenisation and --one-indexed"
+                    "--pairs, the tokenization and --one-indexed"
                 )
 
 
@@ -191,7 +191,8 @@ def _check_index_base(path: str | Path, alignment: WordLinks, one_indexed: bool,
 
 
 def _check_counts(gold: str | Path, expected: WordLinks, found: int, of: str, at_most: bool = False) -> None:
-    """Compares sentence counts. A numbered gold file omits sentences after its last link, so more only warn."""
+    """Compares sentence counts. A numbered gold file omits sentences after its last link, so a larger count only gives
+    a warning."""
     if found > expected.sentences and expected.numbered:
         log.warning(f"{of} has {found:,} sentences, {gold} has links in the first {expected.sentences:,} only")
     elif found > expected.sentences or (found < expected.sentences and not at_most):
@@ -221,7 +222,7 @@ def mutual_argmax(a: Tensor, b: Tensor) -> Tensor:
 def softmax_intersection(a: Tensor, b: Tensor, threshold: float) -> Tensor:
     """Marks pairs above ``threshold`` in both directions, bool [S, T] (awesome-align; Dou and Neubig, 2021).
 
-    ``a`` [S, H], ``b`` [T, H], not normalised. Both the softmax of the inner products over the target and the softmax
+    ``a`` [S, H], ``b`` [T, H], not normalized. Both the softmax of the inner products over the target and the softmax
     over the source must be above ``threshold``.
     """
     product = a @ b.T
@@ -231,7 +232,7 @@ def softmax_intersection(a: Tensor, b: Tensor, threshold: float) -> Tensor:
 def align(
     embedder: Embedder, pairs: Sequence[tuple[list[str], list[str]]], threshold: float | None = None
 ) -> tuple[set[Link], int]:
-    """The links of tokenised sentence pairs, and the number of pairs that were truncated to the encoder's limit.
+    """The links of tokenized sentence pairs, and the number of pairs that were truncated to the encoder's limit.
 
     Uses mutual argmax, or softmax intersection if ``threshold`` is given.
     """

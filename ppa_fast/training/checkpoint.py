@@ -3,8 +3,8 @@
 ``RUN/checkpoints/step-00000500/`` holds ``query.safetensors`` (fp32 weights), ``exp_avg.safetensors``,
 ``exp_avg_sq.safetensors``, ``momentum.safetensors`` (fp32 master), ``queue.safetensors`` (live keys, oldest first, and
 groups) and ``state.json``, which lists the files with their sizes and checksums. No generator state is saved: the
-order, the coins and the masks are functions of (seed, epoch, pair), and dropout's generator is reseeded for every
-micro-batch.
+order, the input shuffling and the masks are functions of (seed, epoch, pair), and dropout's generator is reseeded for
+every micro-batch.
 
 A save is atomic: the folder is written under a temporary name, synced and renamed. Then ``best`` is updated if the
 checkpoint is the best, and finally ``latest``. A save that is killed or fails leaves the previous checkpoint unchanged.
@@ -57,7 +57,7 @@ class Checkpoints:
         return path
 
     def resume_point(self, warn: Callable[[str], object] = log.warning) -> Path | None:
-        """The checkpoint that a run resumes from: ``latest``, or the newest intact one before it, which ``warn`` tells.
+        """The checkpoint to resume from: ``latest`` or, with a message to ``warn``, the newest intact one before it.
 
         None if nothing is saved yet. Raises UserError, naming the file, if no checkpoint is intact (see :func:`check`),
         if a file cannot be read for lack of permission, or if ``latest`` was removed or names no checkpoint.
@@ -162,7 +162,7 @@ class Checkpoints:
             raise UserError(f"{file}: cannot be read: {error}") from error
 
     def _intact(self, before: str | None = None) -> Path | None:
-        """The newest intact checkpoint, before the one of a name if given; None if there is none."""
+        """The newest intact checkpoint (with ``before``: older than that name); None if there is none."""
         for path in reversed(self._steps()):
             if before is None or path.name < before:
                 try:
@@ -224,8 +224,8 @@ def read_state(path: Path) -> dict[str, Any]:
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of ``<name>.safetensors`` on the CPU.
 
-    Raises UserError, naming the file, if it cannot be read, if its checksum is not that in the folder's ``state.json``,
-    if any, and if a tensor is not finite.
+    Raises UserError, naming the file, if it cannot be read, if ``state.json`` records another checksum for it, and if a
+    tensor is not finite.
     """
     file = path / f"{name}.safetensors"
     state = _read_json(path / STATE) if (path / STATE).exists() else {}

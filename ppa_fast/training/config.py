@@ -100,7 +100,9 @@ def _check_zero(values: Mapping[str, Any], path: str | Path) -> None:
     offload = _block(zero, "offload_optimizer", f"{path}: zero_optimization")
     device = offload.get("device", "none")
     if device not in ("none", "cpu"):
-        raise UserError(f"{path}: zero_optimization.offload_optimizer.device: found {device!r}, expected 'cpu'")
+        raise UserError(
+            f"{path}: zero_optimization.offload_optimizer.device: found {device!r}, expected 'cpu' or 'none'"
+        )
     if device == "cpu" and stage < 2:
         raise UserError(f"{path}: zero_optimization.offload_optimizer: found stage {stage}, expected stage 2 or 3")
     if offload.get("ratio", 1.0) != 1.0:
@@ -108,9 +110,10 @@ def _check_zero(values: Mapping[str, Any], path: str | Path) -> None:
             f"{path}: zero_optimization.offload_optimizer.ratio: found {offload['ratio']!r}, expected 1; "
             "partial offloading is not supported"
         )
-    if _block(zero, "offload_param", f"{path}: zero_optimization").get("device", "none") != "none":
+    device = _block(zero, "offload_param", f"{path}: zero_optimization").get("device", "none")
+    if device != "none":
         raise UserError(
-            f"{path}: zero_optimization.offload_param: not supported, expected none; "
+            f"{path}: zero_optimization.offload_param.device: found {device!r}, expected 'none'; "
             "use stage 3, which partitions the weights over the ranks"
         )
     if zero.get("compute_grad_norm", True) is not True:  # steps are skipped by the norm
@@ -155,7 +158,9 @@ def read_config(path: str | Path, world_size: int, output: str | Path) -> DeepSp
     if batch is None:
         raise UserError(f"{path}: train_batch_size: not given, expected the number of pairs per global step")
     micro = _count(values, "train_micro_batch_size_per_gpu", path) or batch // world_size
-    if micro == 0 or batch % (micro * world_size):
+    if micro == 0:
+        raise UserError(f"{path}: train_batch_size: found {batch}, expected at least {world_size}, one pair per rank")
+    if batch % (micro * world_size):
         raise UserError(
             f"{path}: train_batch_size: found {batch}, expected a multiple of train_micro_batch_size_per_gpu {micro} × "
             f"{world_size} rank{'s' * (world_size > 1)}"
@@ -173,9 +178,10 @@ def read_config(path: str | Path, world_size: int, output: str | Path) -> DeepSp
     values["gradient_accumulation_steps"] = accumulation
     values.setdefault("zero_allow_untested_optimizer", True)  # a subclass of AdamW counts as untested
     values.setdefault("zero_force_ds_cpu_optimizer", False)  # use torch's fused CPU AdamW for an offloaded optimizer
-    values.setdefault("communication_data_type", "fp32")  # DeepSpeed rounds gradients to 16 bits, even on one rank
+    # otherwise DeepSpeed rounds gradients to 16 bits, even on one rank
+    values.setdefault("communication_data_type", "fp32")
     values.setdefault("steps_per_print", 2**31)  # the trainer logs
-    values.setdefault("timers", {"throughput": {"enabled": False}})  # it would synchronise twice per micro-batch
+    values.setdefault("timers", {"throughput": {"enabled": False}})  # it would synchronize twice per micro-batch
     if _enabled(values, "tensorboard", path):
         values["tensorboard"].setdefault("output_path", str(Path(output) / "tensorboard"))
         values["tensorboard"].setdefault("job_name", "train")

@@ -35,12 +35,13 @@ class Contrast:
         self._step = step
 
     def forward(self, batch: PairBatch, streams: AssembledBatch) -> tuple[Tensor, ContrastLoss]:
-        """The sum of the TLM losses (fp32 scalar) and the contrast of a micro-batch, both with graph."""
+        """The sum of the TLM losses (fp32 scalar) and the contrastive loss of a micro-batch, both with their autograd
+        graph."""
         tlm_sum, _ = self._encode(batch, streams)
         return tlm_sum, no_contrast(tlm_sum)
 
     def end(self, applied: bool, momentum: float) -> None:
-        """Ends the step; ``applied``: whether the weights were updated; ``momentum``: for the key encoder."""
+        """Ends the step. ``applied``: whether the weights were updated; ``momentum``: of the momentum encoder."""
 
     def _encode(self, batch: PairBatch, streams: AssembledBatch, **options: Any) -> tuple[Tensor, Tensor]:
         """Runs the engine's forward; dropout depends only on the run's seed, the step and the micro-batch."""

@@ -47,8 +47,8 @@ def port_errors() -> Iterator[None]:
         if "EADDRINUSE" not in str(error):
             raise
         raise UserError(
-            f"MASTER_PORT: port {os.environ['MASTER_PORT']} of this machine is in use, expected a free port; give "
-            "another one with --master_port, or with MASTER_PORT without a launcher"
+            f"MASTER_PORT: port {os.environ['MASTER_PORT']} of this machine is in use, expected a free port; set "
+            "another one with --master_port or, without a launcher, with MASTER_PORT"
         ) from error
 
 
@@ -79,8 +79,12 @@ def _join() -> torch.device:
     import deepspeed  # here: it takes seconds, and errors in the settings come first
 
     if deepspeed.get_accelerator().device_name() == "cpu":
-        if shutil.which(os.environ.get("CXX", "g++")) is None:
-            raise UserError("g++: not found; install it to train on a CPU, where DeepSpeed compiles its collectives")
+        cxx = os.environ.get("CXX", "g++")
+        if shutil.which(cxx) is None:
+            raise UserError(
+                f"{cxx}: not found, expected a C++ compiler, with which DeepSpeed compiles its collectives on a CPU; "
+                "install it or set CXX"
+            )
         # With LOCAL_SIZE set, DeepSpeed allocates buffers for a shared-memory all-reduce that training never calls:
         # 66 MiB per rank remain in /dev/shm, and the wait for the other ranks has no timeout.
         os.environ.pop("LOCAL_SIZE", None)

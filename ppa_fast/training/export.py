@@ -94,7 +94,7 @@ def export(chosen: ExportSettings) -> None:
     The folder has config.json, the tokenizer, one model.safetensors in fp32, sentence-transformers' files and a model
     card. The weights are the checkpoint's encoder and, with TLM, MLM head, and bit for bit the base model's pooler and
     other untouched weights. ``AutoModel``, ``AutoModelForMaskedLM`` and ``SentenceTransformer`` load it. The latter's
-    vectors equal those of ``sentence_vectors`` with the run's pooling, normalised if the base model's are. Exception:
+    vectors equal those of ``sentence_vectors`` with the run's pooling, normalized if the base model's are. Exception:
     ``sentence_vectors`` reads a special token in a text, such as "[SEP]", as text; other libraries read it as a token.
 
     With ``layers`` N, the folder has the encoder's first N layers and no MLM head. Libraries then pool the output of

@@ -93,7 +93,7 @@ def launch(settings: Settings, flags: Sequence[str], options: LaunchSettings) ->
     if "RANK" in os.environ:
         raise UserError(
             f"RANK: found {os.environ['RANK']!r}, expected it unset, because ppa-fast train starts the ranks itself; "
-            "start the ranks with ppa_fast/train.py, or unset RANK"
+            "unset RANK, or run ppa_fast/train.py in each rank"
         )
     settings.require("model", "data")
     placement = place(options)

@@ -17,11 +17,11 @@ from ppa_fast.settings import Settings
 from ppa_fast.training import mfu
 
 CONTRAST_METRICS = {"moco": ("loss_moco", "queue_top1"), "symmetric": ("loss_symmetric", "in_batch_top1")}
-"""What metrics.jsonl calls the loss and the top-1 of each sentence-level objective."""
+"""The names in metrics.jsonl of the loss and the top-1 of each sentence-level objective."""
 
 
 class DeferredAllReduce:
-    """Named values summed over the ranks in fp64, in one collective. The constructor does not synchronise.
+    """Named values summed over the ranks in fp64, in one collective. The constructor does not synchronize.
 
     Args:
         values: one-element tensors on ``device``, or numbers.
@@ -29,7 +29,7 @@ class DeferredAllReduce:
 
     def __init__(self, values: Mapping[str, float | Tensor], device: torch.device) -> None:
         self._names = list(values)
-        # torch.full fills on the device; torch.tensor would copy from the host and synchronise.
+        # torch.full fills on the device; torch.tensor would copy from the host and synchronize.
         doubles = [
             v.detach().double() if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=device)
             for v in values.values()

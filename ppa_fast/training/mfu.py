@@ -1,4 +1,4 @@
-"""Device utilisation: floating-point operations relative to the device's peak, and memory."""
+"""Device utilization: floating-point operations relative to the device's peak, and memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def step_flop(config: Any, settings: Settings, tlm_tokens: int, contrast_tokens:
     trained = set(range(layers + 1)) - frozen
 
     def backward(top: int) -> int:
-        """The cost from layer ``top`` down, in forwards of a layer."""
+        """The cost of the backward pass from layer ``top`` down, in units of one layer's forward pass."""
         return sum((number in trained) + (min(trained) <= number) for number in range(1, top + 1)) if trained else 0
 
     share = 0.5 if settings.contrast == "moco" else 1

@@ -162,7 +162,7 @@ def model_card(
     pooled, expression = _POOLED[settings["pooling"]]
     head, loads = (
         ", its masked-language-model head," if has_head else "",
-        ", with its head by `AutoModelForMaskedLM`" * has_head,
+        "; `AutoModelForMaskedLM` also loads the head" * has_head,
     )
     note = ""
     if trained_layer:
@@ -180,7 +180,7 @@ layer. To export an encoder that ends at that layer, use `ppa-fast export --laye
 # {title}
 
 A multilingual encoder (`{family}`), {source}, post-trained on parallel sentences so that translations have similar
-vectors. It was trained with {objectives(settings)}, as in Pan et al.,
+vectors. It was trained with {objectives(settings)}, based on Pan et al.,
 "Multilingual BERT Post-Pretraining Alignment" (NAACL 2021). Made with ppa-fast {__version__} from the checkpoint of
 step {step:,}. The folder contains the encoder{head} and the unchanged other weights of the base model (the pooler).
 
@@ -199,8 +199,8 @@ vectors = model.encode(["A sentence.", "Ein Satz."])
 similarities = model.similarity(vectors, vectors)
 ```
 
-With [transformers](https://huggingface.co/docs/transformers){loads} (for a task, fine-tune the model like any encoder
-of its family):
+With [transformers](https://huggingface.co/docs/transformers) (for a task, fine-tune the model like any encoder of its
+family{loads}):
 
 ```python
 import torch

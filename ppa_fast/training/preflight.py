@@ -44,8 +44,8 @@ NOT_FINITE = "not_finite.jsonl"  # in the run folder: the non-finite steps that 
 
 POLL_SECONDS = 0.2  # interval at which ranks check for the store from rank 0
 
-MOMENTUM_SHARE = 0.1  # of the steps: with a time constant 1 / (1 − momentum) above it, keys lag far behind
-QUEUE_SHARE = 0.05  # of the pairs: a larger queue contains many earlier translations of the query
+MOMENTUM_SHARE = 0.1  # share of the steps; if the time constant 1 / (1 − momentum) is longer, the keys lag far behind
+QUEUE_SHARE = 0.05  # share of the pairs; a larger queue contains many earlier translations of the query
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def check(settings: Settings, world_size: int) -> RunPlan:
 
 
 def _recipe(settings: Settings) -> str:
-    """The recipe by default: retrieval for a sentence encoder, unless a value that it sets is given."""
+    """The default recipe: retrieval for a sentence-transformers folder, unless a setting of that recipe is given; else
+    paper."""
     given = any(settings.gives(name) for name in RECIPES["retrieval"])
     return "retrieval" if is_sentence_encoder(settings.model) and not given else "paper"
 
@@ -144,7 +145,7 @@ def _check_queue(settings: Settings, batch: int) -> None:
     if settings.sentence_objective == "symmetric" and size:
         raise UserError(f"queue_size: found {size}, expected 0: contrast symmetric uses the pairs of the step instead")
     if settings.in_batch_negatives and settings.sentence_objective != "moco":
-        raise UserError("in_batch_negatives: found true, expected contrast moco, which has a queue")
+        raise UserError("in_batch_negatives: found true, expected false; only contrast moco has a queue")
 
 
 def _check_width(settings: Settings, hidden: int) -> None:
@@ -180,8 +181,8 @@ def _prepare_store(settings: Settings) -> ConcatDataset:
     asked = [(source.name, [path.name for path in source.paths]) for source in sources]
     if (found, manifest["max_tokens"]) != (asked, settings.max_tokens):
         raise UserError(
-            f"data: {store} was prepared from other text, or with another --max-tokens ({manifest['max_tokens']}); "
-            "expected the same, or another output"
+            f"data: {store} was prepared from other text, or with --max-tokens {manifest['max_tokens']}; expected this "
+            f"text and --max-tokens {settings.max_tokens}, or another output"
         )
     return ConcatDataset.open([store])
 
@@ -229,7 +230,7 @@ def _read_evaluations(specs: list[str]) -> list[tuple[PairSource, list[str], lis
         if source.name in names:
             raise UserError(f"eval_pairs: {source.name} is given twice; expected each language pair once")
         names.add(source.name)
-        if len(texts) < 2:  # uniformity needs pairs of sentences
+        if len(texts) < 2:  # uniformity compares two sentences of one language
             raise UserError(
                 f"eval_pairs: {source.name}: found {len(texts)} sentence in {source.paths[0]}, expected at least 2"
             )
@@ -256,7 +257,9 @@ def _check_output(settings: Settings, resume_from: Path | None) -> None:
     if (output / "model").exists() and not (output / "model" / UNTOUCHED).exists():
         foreign.append("model")  # a model, but not the base of a run
     if resume_from is None and foreign:
-        raise UserError(f"output: {output} holds {foreign[0]}, which is no part of a run; expected an empty folder")
+        raise UserError(
+            f"output: {output} holds {foreign[0]}, which does not belong to a run; expected an empty folder"
+        )
 
 
 def _check_model(
@@ -297,7 +300,7 @@ def fitting_queue(pairs: int, batch: int) -> int:
 
 
 def fitting_momentum(steps: int) -> float:
-    """The highest momentum of the key encoder that gives no warning."""
+    """The highest momentum of the momentum encoder that gives no warning."""
     return max(0.0, math.floor(1000 * (1 - 1 / (steps * MOMENTUM_SHARE)) + 1e-6) / 1000)
 
 
@@ -308,8 +311,8 @@ def _without_tensorboard(config: DeepSpeedConfig) -> list[str]:
         return []
     block["enabled"] = False
     return [
-        f"{config.path}: tensorboard: enabled, but not installed: pip install 'ppa-fast[tensorboard]'. Without it, "
-        "metrics.jsonl has the same figures"
+        f"{config.path}: tensorboard: enabled, but not installed; metrics.jsonl has the same figures. To install: "
+        "pip install 'ppa-fast[tensorboard]'"
     ]
 
 
@@ -317,21 +320,26 @@ def _queue_warnings(settings: Settings, pairs: int, batch: int) -> list[str]:
     size, fitting = settings.queue_size, fitting_queue(pairs, batch)
     if settings.sentence_objective != "moco" or size <= QUEUE_SHARE * pairs:
         return []
-    remedy = str(fitting) if fitting < size else "a smaller batch, more pairs, or contrast symmetric, without a queue"
+    remedy = (
+        f"queue_size {fitting}"
+        if fitting < size
+        else "a smaller batch, more pairs, or contrast symmetric, without a queue"
+    )
     return [
         f"queue_size {size} is {size / pairs:.0%} of the {pairs} pairs; above {QUEUE_SHARE:.0%} the queue holds much "
-        f"of the corpus itself, consider {remedy}"
+        f"of the corpus itself; consider {remedy}"
     ]
 
 
 def _momentum_warnings(settings: Settings, steps: int) -> list[str]:
-    """Warns if the key encoder will end the run close to its first weights."""
+    """Warns if the momentum encoder will end the run close to its initial weights."""
     if settings.sentence_objective != "moco" or (1 - settings.momentum) * steps * MOMENTUM_SHARE >= 1 - 1e-9:
         return []
     fitting = fitting_momentum(steps)
+    remedy = f"{fitting:g}" if fitting else "more steps or contrast symmetric"
     return [
         f"momentum {settings.momentum} averages over more than {MOMENTUM_SHARE:.0%} of the run's {steps} steps; the "
-        f"key encoder follows too slowly, consider {f'{fitting:g}' if fitting else 'more steps or contrast symmetric'}"
+        f"momentum encoder follows too slowly; consider {remedy}"
     ]
 
 
@@ -361,8 +369,8 @@ def _check_resume(
         )
     if state["store"] != data.fingerprint:
         raise UserError(
-            f"data: {' '.join(settings.data)}: not the stores that the run in {settings.output} was trained on, in "
-            "their order; expected the same, or another output"
+            f"data: {' '.join(settings.data)}: not the stores that the run in {settings.output} was trained on; "
+            "expected the same stores in the same order, or another output"
         )
     now = dataclasses.asdict(settings)
     for name, then in {**dataclasses.asdict(Settings()), **state["settings"]}.items():

@@ -30,7 +30,8 @@ from ppa_fast.errors import input_error
 from ppa_fast.training import distributed
 
 CONNECT_SECONDS = 60.0  # timeout for connecting to rank 0 after the rendezvous
-VERDICT_SECONDS = 3.0  # delay before reporting an error: a lost peer may have caused it, and its report comes first
+# Delay before reporting an error: if a lost rank caused it, the report of that loss arrives first.
+VERDICT_SECONDS = 3.0
 PARTING_SECONDS = 5.0  # time for rank 0 to report, before its launcher ends it because another rank has exited
 KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # an unresponsive machine is lost after 30 s
 KEY = "ppa_fast/watch"

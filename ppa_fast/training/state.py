@@ -16,8 +16,9 @@ from ppa_fast.training.step import TrainingStep
 
 @dataclass
 class RunState:
-    """Counters of a run. ``step``: global steps done: ``applied`` steps changed the weights, ``skipped`` did not.
-    ``saved``: step of the latest checkpoint; ``best``: mean P@1 of the best evaluation, None before the first."""
+    """Counters of a run. ``step``: number of global steps done, of which ``applied`` changed the weights and
+    ``skipped`` did not. ``saved``: step of the latest checkpoint; ``best``: mean P@1 of the best evaluation, None
+    before the first."""
 
     step: int = 0
     applied: int = 0
@@ -35,7 +36,7 @@ def save_state(checkpoints: Checkpoints, state: RunState, training_step: Trainin
     rank = dist.get_rank()
 
     def gather(tensors: list[Tensor]) -> dict[str, Tensor]:
-        """Gathers complete tensors by name on rank 0's CPU; collective over the ranks."""
+        """Gathers full tensors by name on rank 0's CPU; collective over the ranks."""
         return {name: complete.cpu() for name, complete in masters.gather(tensors) if rank == 0}
 
     tensors = {"query": {**training_step.frozen, **gather(masters.tensors)}}
@@ -79,8 +80,8 @@ def load_state(path: Path, training_step: TrainingStep) -> RunState:
         odd, _ = min(found.items() ^ expected.items())
         model = training_step.plan.settings.model
         raise UserError(
-            f"{path / 'query.safetensors'}: its weights are not those of {model}: {odd}; expected the model that the "
-            "run began with, or another output"
+            f"{path / 'query.safetensors'}: found weights that differ from those of {model}, such as {odd}; expected "
+            "the model that the run began with, or another output"
         )
     masters.set_weights(query)
     masters.set_step(content["applied"])

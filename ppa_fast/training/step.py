@@ -120,10 +120,11 @@ class TrainingStep:
         )
 
     def __call__(self, step: int, lr: float, momentum: float, stop: bool = False) -> StepMetrics:
-        """Computes global step ``step`` over all ranks with learning rate ``lr``; ``momentum``: for the key encoder.
+        """Computes global step ``step`` over all ranks with learning rate ``lr``.
 
-        The host does not synchronize before the optimizer's step, which reads the gradient norm. ``stop``: request the
-        end of the run from this rank; the metrics contain whether any rank did.
+        ``momentum``: of the momentum encoder. The host does not synchronize before the optimizer's step, which reads
+        the gradient norm. ``stop``: request the end of the run from this rank; the metrics state whether any rank
+        requested it.
         """
         batches = self.prefetcher(step)
         totals, pairs = batches[0][0].totals, self.plan.config.batch
@@ -148,7 +149,7 @@ class TrainingStep:
         """The query encoder in a form that one rank can run alone.
 
         Under ZeRO-3 its forward is collective, but the ranks have unequal numbers of batches. The weights are then
-        copied temporarily to the complete model of the momentum encoder.
+        copied temporarily to a complete model, which the momentum encoder, if any, also uses.
         """
         if self.masters.stage < 3:
             yield encoder_of(self.engine.module.mlm)
@@ -166,7 +167,7 @@ class TrainingStep:
 
 
 def _began_with_head(plan: RunPlan) -> bool:
-    """Whether the run to resume has an MLM head: without TLM, runs of earlier versions have one that is frozen."""
+    """Whether the run to resume has an MLM head. Runs of earlier versions have a frozen one even without TLM."""
     base = Path(plan.settings.output) / "model"
     return plan.resume_from is not None and base.is_dir() and has_lm_head(load_pretrained(AutoConfig, base))
 

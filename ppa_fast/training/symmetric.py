@@ -24,8 +24,8 @@ from ppa_fast.training.prefetcher import MicroBatch
 
 
 class Symmetric(Contrast):
-    """Encodes both sentences of each pair with the trained encoder; negatives are the other side's vectors of other
-    groups.
+    """Encodes both sentences of each pair with the trained encoder. Negatives of a sentence are the vectors of the
+    other side that belong to other groups.
 
     Args:
         engine, seed: as for :class:`Contrast`. temperature: τ.

@@ -47,7 +47,7 @@ def train(settings: Settings) -> dict[str, Any]:
 
     Raises:
         UserError: a check of ``training.preflight`` or ``ranks`` fails before training; a file of the run cannot be
-            read or written; or ``max_skipped`` steps in a row are not finite. If another rank fails or is lost, this
+            read or written; or ``max_skipped`` consecutive steps are not finite. If another rank fails or is lost, this
             process exits instead, see ``training.rank_monitor``.
     """
     check_ranks()
@@ -135,7 +135,7 @@ class Trainer:
         """Trains to the end of the plan or a stop signal; writes metrics, evaluations and checkpoints.
 
         Raises:
-            UserError: ``max_skipped`` steps in a row were not finite; RUN/not_finite.jsonl lists their pairs.
+            UserError: ``max_skipped`` consecutive steps were not finite; RUN/not_finite.jsonl lists their pairs.
         """
         settings, steps, state = self.settings, self.plan.steps, self.state
         evaluation = self.evaluate() if state.step == 0 else None
@@ -158,7 +158,7 @@ class Trainer:
                 with throughput.paused():
                     if evaluates:
                         evaluation = self.evaluate()
-                    if saves and state.saved < state.step:  # the best is already saved
+                    if saves and state.saved < state.step:  # evaluate() has already saved a new best
                         self.save()
             for metrics in launched:  # after a signal
                 self._report(metrics, throughput, bar, last=True)
@@ -171,7 +171,7 @@ class Trainer:
         return {"step": state.step, "steps": steps, "skipped": state.skipped, "evaluation": evaluation}
 
     def _report(self, metrics: StepMetrics, throughput: Throughput, bar: Progress, last: bool) -> None:
-        """Reports a step on the bar and in the logs; raises if too many steps in a row were not finite."""
+        """Reports a step on the bar and in the logs; raises if too many consecutive steps were not finite."""
         settings, record = self.settings, metrics.read()
         step = record["step"]
         throughput.count(metrics.totals)
@@ -194,7 +194,7 @@ class Trainer:
             self._raise_not_finite()
 
     def _write_events(self, step: int, events: list[tuple[str, float]]) -> None:
-        """Writes to DeepSpeed's monitor (TensorBoard, CSV, W&B), by pairs seen."""
+        """Writes to DeepSpeed's monitor (TensorBoard, CSV, W&B); the x axis is the number of pairs seen."""
         self.monitor.write_events([(name, value, step * self.plan.config.batch) for name, value in events])
 
     def _raise_not_finite(self) -> None:

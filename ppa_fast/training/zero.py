@@ -159,7 +159,7 @@ class ZeroMasters:
         """A working copy of full tensors by parameter name, on the engine's device.
 
         Up to stage 2 a rank's parts are views of the full tensors. These are moved into flat buffers, so that one
-        all-gather per buffer synchronises the ranks. At stage 3, where a parameter's parts are not contiguous, and with
+        all-gather per buffer synchronizes the ranks. At stage 3, where a parameter's parts are not contiguous, and with
         an offloaded optimizer, the parts are separate tensors.
         """
         dtype = next(iter(full.values())).dtype
@@ -206,7 +206,7 @@ class ZeroMasters:
 
     @torch.no_grad()
     def set_weights(self, full: Mapping[str, Tensor]) -> None:
-        """Sets the masters and the working weights, because DeepSpeed initialises masters from 16-bit weights."""
+        """Sets the masters and the working weights, because DeepSpeed initializes masters from 16-bit weights."""
         import deepspeed
 
         self.scatter(self.tensors, full)

@@ -7,6 +7,6 @@ SIZES = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
     "max_position_embeddings": 40,
-    # Larger than usual: the vectors of a newly initialised model differ too little to reveal an error.
+    # Larger than usual: the vectors of a newly initialized model differ too little to reveal an error.
     "initializer_range": 0.2,
 }

@@ -144,7 +144,10 @@ def test_an_unknown_layer_pooling_or_position_is_an_error() -> None:
             sentence_vectors(encoder, ROWS, BERT, "mean", layer)
     with pytest.raises(UserError, match="pooling: found 'max', expected one of cls, mean"):
         sentence_vectors(encoder, ROWS, BERT, "max")
-    with pytest.raises(UserError, match="39 tokens and two specials; the model has 40 positions"):
+    with pytest.raises(
+        UserError,
+        match="a sentence: found 39 tokens, expected at most 38; the model has 40 positions, two for specials",
+    ):
         token_vectors(encoder, [[5] * 39], BERT)
 
 

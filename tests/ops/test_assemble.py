@@ -428,13 +428,14 @@ def bounds_like(bounds: Tensor, at: int, value: int) -> Tensor:
     return torch.where(torch.arange(len(bounds)) == at, value, bounds).int()
 
 
+OUTSIDE = "found an id outside the vocabulary, expected ids from 0 to below vocab_size"
 BAD_DATA: dict[str, Callable[[Call], object]] = {
     "a_offsets: .*no decrease": lambda c: setattr(c, "a_offsets", bounds_like(c.a_offsets, 3, 10**6)),
     "a_offsets": lambda c: setattr(c, "a_offsets", bounds_like(c.a_offsets, 0, 1)),
     "b_offsets: .*last": lambda c: setattr(c, "b_offsets", bounds_like(c.b_offsets, 9, len(c.b_tokens) - 1)),
     "b_offsets": lambda c: setattr(c, "b_offsets", bounds_like(c.b_offsets, 0, -1)),
-    "a_tokens: an id outside the vocabulary": lambda c: c.a_tokens[-1].fill_(VOCABULARY),
-    "b_tokens: an id outside the vocabulary": lambda c: c.b_tokens[5].fill_(-1),
+    f"a_tokens: {OUTSIDE}": lambda c: c.a_tokens[-1].fill_(VOCABULARY),
+    f"b_tokens: {OUTSIDE}": lambda c: c.b_tokens[5].fill_(-1),
     "query_cu_seqlens": lambda c: c.numbers.update(seed=12),  # other coins
     "query_cu_seqlens: not the layout": lambda c: spoil_layout(c, query_tokens=c.layout.query_tokens - 1),
     "query_cu_seqlens: not": lambda c: spoil_layout(

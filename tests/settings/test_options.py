@@ -172,13 +172,13 @@ def test_every_kind_of_option_is_parsed() -> None:
         ({"columns": "x,"}, "^columns: found 'x,', expected two names, A,B"),
         ({"columns": ("x", "y", "z")}, "^columns: found .*, expected two names, A,B"),
         ({"multi": ["a"]}, r"^multi: found \['a'\], expected list"),
-        ({"train": "en:a"}, "^train: found 'en:a', expected list"),
-        ({"train": None}, "^train: found None, expected list"),
-        ({"layer": True}, "^layer: found True, expected int"),
+        ({"train": "en:a"}, "^train: found 'en:a', expected a list of texts"),
+        ({"train": None}, "^train: found None, expected a list of texts"),
+        ({"layer": True}, "^layer: found True, expected a whole number"),
         ({"layer": -1}, "^layer: found -1, expected at least 0"),
-        ({"share": "nan"}, "^share: found 'nan', expected float"),
+        ({"share": "nan"}, "^share: found 'nan', expected a number"),
         ({"kind": "three"}, "^kind: found 'three', expected one of one, two"),
-        ({"one_indexed": 1}, "^one_indexed: found 1, expected bool"),
+        ({"one_indexed": 1}, "^one_indexed: found 1, expected true or false"),
     ],
 )
 def test_an_invalid_value_is_named(change: dict, message: str) -> None:

@@ -201,27 +201,27 @@ def test_an_unreadable_settings_file_is_an_error(tmp_path):
 @pytest.mark.parametrize("name", FLOATS)
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", float("nan"), float("inf"), "", "much", True, [1.0], {}])
 def test_a_number_is_a_finite_number(name, value):
-    with pytest.raises(UserError, match=f"^{name}: found .*, expected float"):
+    with pytest.raises(UserError, match=f"^{name}: found .*, expected a number"):
         Settings(**{name: value})
 
 
 @pytest.mark.parametrize("name", INTEGERS)
 @pytest.mark.parametrize("value", ["nan", float("inf"), 2.5, "2.5", "1e3", "", False, [1], {}])
 def test_a_count_is_a_whole_number(name, value):
-    with pytest.raises(UserError, match=f"^{name}: found .*, expected int"):
+    with pytest.raises(UserError, match=f"^{name}: found .*, expected a whole number"):
         Settings(**{name: value})
 
 
 @pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("value", ["true", "no", 1, 0, None, []])
 def test_a_switch_is_true_or_false(name, value):
-    with pytest.raises(UserError, match=f"^{name}: found .*, expected bool"):
+    with pytest.raises(UserError, match=f"^{name}: found .*, expected true or false"):
         Settings(**{name: value})
 
 
 @pytest.mark.parametrize("value", ["en-de:a,b", None, 3, {"en-de": "a,b"}, [{"en-de": "a,b"}], [1], [None]])
 def test_pairs_are_a_list_of_strings(value):
-    with pytest.raises(UserError, match=r"^eval_pairs: found .*, expected list"):
+    with pytest.raises(UserError, match=r"^eval_pairs: found .*, expected a list of texts"):
         Settings(eval_pairs=value)
 
 
@@ -231,13 +231,13 @@ def test_a_single_store_needs_no_list(tmp_path):
     assert parse("--settings", write(tmp_path, "data: store\n")).data == ["store"]
     assert parse("--settings", write(tmp_path, "data: [one, two]\n")).data == ["one", "two"]
     assert parse("--data", "one", "two", "--data", "three").data == ["one", "two", "three"]
-    with pytest.raises(UserError, match=r"^data: found 3, expected list"):
+    with pytest.raises(UserError, match=r"^data: found 3, expected a list of texts"):
         Settings(data=3)
 
 
 @pytest.mark.parametrize("value", [None, 3, True, ["m"]])
 def test_a_name_is_a_string(value):
-    with pytest.raises(UserError, match=r"^model: found .*, expected str"):
+    with pytest.raises(UserError, match=r"^model: found .*, expected text"):
         Settings(model=value)
 
 

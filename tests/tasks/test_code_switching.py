@@ -117,8 +117,15 @@ def test_english_is_found_by_any_spelling() -> None:
         ("zero-shot", ["de", "fr"], None, 0.0, "expected English too, which --recipe zero-shot needs"),
         ("translate-train", ["de", "fr"], "de", 0.5, "expected English too, which --code-switch 0.5 needs"),
         ("zero-shot", ["en"], None, 0.5, "found only en, expected another language for --code-switch 0.5"),
-        ("zero-shot", ["en", "de"], "de", 0.0, "--language: found de"),
-        ("translate-train", ["en", "de"], None, 0.0, "--language: found None"),
+        ("zero-shot", ["en", "de"], "de", 0.0, "--language: found de, expected none, because --recipe is zero-shot"),
+        (
+            "translate-train-all",
+            ["en", "de"],
+            "de",
+            0.0,
+            "--language: found de, expected none, because --recipe is tra",
+        ),
+        ("translate-train", ["en", "de"], None, 0.0, "--language: not given, expected the training language"),
         ("translate-train", ["en", "de"], "fr", 0.0, "--language: found fr, expected a language of --train: en, de"),
     ],
 )

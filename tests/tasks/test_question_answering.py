@@ -224,8 +224,8 @@ def test_missing_and_unknown_questions_are_listed(zh: tuple[str, str], tmp_path:
     result = evaluate("qa", gold=[gold], predictions=[answers], language="zh")
     assert result["languages"]["zh"] == {"exact_match": 50.0, "f1": 50.0, "n": 2, "missing": 1}
     lines = caplog.messages
-    assert lines[0] == f"{gold}: 1 questions without a prediction score 0: 1"
-    assert lines[1].startswith(f"{gold}: 22 predictions without a question are ignored: u00, u01, ")
+    assert lines[0] == f"{gold}: 1 questions have no prediction and score 0: 1"
+    assert lines[1].startswith(f"{gold}: 22 predictions have no question and are ignored: u00, u01, ")
     assert lines[1].endswith("u19 … and 2 more")
 
 

@@ -140,7 +140,7 @@ def test_invalid_arguments_are_an_error(tmp_path: Path) -> None:
         (
             "nli",
             {"gold": [bad_row]},
-            r"b.tsv:3: label 'maybe', expected one of .*\n.*b.tsv:4: .*\nfound 2 bad rows, expected none in an eval",
+            r"b.tsv:3: label 'maybe', expected one of .*\n.*b.tsv:4: .*\nfound 2 unusable rows, expected none in an",
         ),
         ("nli", {"predictions": [empty]}, "empty:2: found an empty line, expected a label"),
         ("nli", {"predictions": [odd]}, "odd:2: label '3', expected one of entailment, neutral, contradiction"),

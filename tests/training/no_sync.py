@@ -1,4 +1,4 @@
-"""Script of test_no_sync: ``python no_sync.py JOB.json`` runs steps in which a synchronisation is an error."""
+"""Script of test_no_sync: ``python no_sync.py JOB.json`` runs steps in which a synchronization is an error."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from tests.conftest import write_config
 from tests.training.harness import metrics, run_here, tensors
 from tests.training.retries import attempt
 
-FULL = "no space is left on the device; free some, then give the same command again"
+FULL = "no space is left on the device; free some space and run the same command again"
 STATE = dict.fromkeys(KEYS - {"files"}, 0)
 CONTENT = {"query": {"w": torch.arange(4.0)}, "queue": {"keys": torch.ones(2, 3), "groups": torch.zeros(2)}}
 FILES = ("query.safetensors", "queue.safetensors", "state.json")

@@ -26,7 +26,7 @@ def taken_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def test_a_port_in_use_is_named_by_the_first_rank(taken_port: int) -> None:
-    message = rf"^MASTER_PORT: port {taken_port} of this machine is in use, expected a free port; give another one"
+    message = rf"^MASTER_PORT: port {taken_port} of this machine is in use, expected a free port; set another one"
     with pytest.raises(UserError, match=message):
         Watch().connect()
     with pytest.raises(UserError, match=message), watched():

@@ -175,7 +175,7 @@ def test_an_encoder_cut_above_a_layer_keeps_its_pooler_and_no_head(run: Path, tm
     assert len(loaded.encoder.layer) == 1
     pooler = AutoModel.from_pretrained(run / "base").pooler.dense.weight
     assert torch.equal(loaded.pooler.dense.weight, pooler)
-    assert "with its head" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "loads the head" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     export(run, tmp_path / "whole", layers=2)
     _, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "whole", output_loading_info=True)
     assert not info["missing_keys"]
@@ -362,7 +362,7 @@ def test_a_disk_that_fills_leaves_nothing(run: Path, tmp_path: Path, monkeypatch
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
-    message = rf"^{tmp_path}/out: cannot be written: no space is left on the device; free some, then give the same"
+    message = rf"^{tmp_path}/out: cannot be written: no space is left on the device; free some space and run the same"
     with pytest.raises(UserError, match=message):
         export(run, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))

@@ -1,4 +1,4 @@
-"""Within a step the host synchronises with the GPU only in DeepSpeed's optimizer step."""
+"""Within a step the host synchronizes with the GPU only in DeepSpeed's optimizer step."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ def test_tensorboard_that_is_not_installed_is_disabled_with_a_warning(options, t
     without = plan(options, deepspeed_config=str(tmp_path / "board.json"))
     assert not without.config.values["tensorboard"]["enabled"]
     assert [w for w in without.warnings if w not in made.warnings] == [
-        f"{tmp_path / 'board.json'}: tensorboard: enabled, but not installed: pip install 'ppa-fast[tensorboard]'. "
-        "Without it, metrics.jsonl has the same figures"
+        f"{tmp_path / 'board.json'}: tensorboard: enabled, but not installed; metrics.jsonl has the same "
+        "figures. To install: pip install 'ppa-fast[tensorboard]'"
     ]
 
 
@@ -237,8 +237,18 @@ def test_a_queue_size_of_0_needs_the_symmetric_contrast(options):
 def test_in_batch_negatives_need_moco(options):
     assert plan(options, in_batch_negatives=True).settings.in_batch_negatives
     symmetric = {"contrast": "symmetric", "queue_size": 0}
-    refused(options, "^in_batch_negatives: found true, expected contrast moco", in_batch_negatives=True, **symmetric)
-    refused(options, "^in_batch_negatives: found true, expected contrast moco", in_batch_negatives=True, moco=False)
+    refused(
+        options,
+        "^in_batch_negatives: found true, expected false; only contrast moco",
+        in_batch_negatives=True,
+        **symmetric,
+    )
+    refused(
+        options,
+        "^in_batch_negatives: found true, expected false; only contrast moco",
+        in_batch_negatives=True,
+        moco=False,
+    )
 
 
 def test_moco_without_a_projection_accepts_every_width_of_infonce(options, tiny, tmp_path):
@@ -268,7 +278,7 @@ def test_a_queue_above_5_per_cent_of_the_pairs_gives_a_warning(options):
     assert plan(options, queue_size=PAIRS // 20).warnings == []
     (warning,) = plan(options, queue_size=PAIRS // 20 + 1).warnings
     assert warning.startswith("queue_size 16 is 5% of the 300 pairs")
-    assert warning.endswith("consider 15")
+    assert warning.endswith("consider queue_size 15")
     (warning,) = plan(options, queue_size=PAIRS * 2).warnings
     assert "200% of the 300 pairs" in warning
     assert plan(options, queue_size=PAIRS, moco=False).warnings == []
@@ -276,7 +286,10 @@ def test_a_queue_above_5_per_cent_of_the_pairs_gives_a_warning(options):
 
 def test_a_warning_suggests_no_queue_that_is_not_smaller(options, tmp_path):
     """A queue holds at least the global batch, which may be above 5 % of the pairs by itself."""
-    for size, suggested in ((33, "consider 32"), (32, "consider a smaller batch, more pairs, or contrast symmetric,")):
+    for size, suggested in (
+        (33, "consider queue_size 32"),
+        (32, "consider a smaller batch, more pairs, or contrast symmetric,"),
+    ):
         config = write_config(tmp_path / "ds.json", 32, 16)
         warning, *_ = plan(options, queue_size=size, deepspeed_config=str(config)).warnings
         assert warning.startswith(f"queue_size {size} is")
@@ -339,12 +352,12 @@ def test_an_output_that_is_a_file_is_an_error(options, tmp_path):
 @pytest.mark.parametrize("name", ["thesis.tex", "data"])
 def test_an_output_with_foreign_files_is_an_error(options, tmp_path, name):
     (tmp_path / "run" / name).mkdir(parents=True)
-    refused(options, f"^output: .* holds {name}, which is no part of a run; expected an empty folder")
+    refused(options, f"^output: .* holds {name}, which does not belong to a run; expected an empty folder")
 
 
 def test_an_output_with_a_model_but_no_run_is_an_error(options, tiny, tmp_path):
     shutil.copytree(tiny.model, tmp_path / "run" / "model")
-    refused(options, "^output: .* holds model, which is no part of a run")
+    refused(options, "^output: .* holds model, which does not belong to a run")
 
 
 def test_usable_outputs_are_accepted(options, tmp_path):

@@ -93,7 +93,8 @@ def test_other_text_does_not_resume_a_run(tiny, tmp_path):
     run_here(job(tiny, tmp_path, "run", steps=1))
     for other in ({"data": tiny.pairs}, {"max_tokens": 29}):
         with pytest.raises(
-            UserError, match=r"^data: .*store was prepared from other text, or with another --max-tokens"
+            UserError,
+            match=r"^data: .*store was prepared from other text, or with --max-tokens \d+; expected this text",
         ):
             preflight.check(Settings(**job(tiny, tmp_path, "run", **other)), 1)
     with pytest.raises(UserError, match="not the stores that the run"):

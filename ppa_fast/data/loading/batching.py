@@ -98,7 +98,8 @@ def micro_batches(
 ) -> Iterator[PairBatch]:
     """Splits pairs into ``parts`` micro-batches and yields those of one rank: numbers rank, rank + world size, …
 
-    ``rows``: int64 [B], rows of the packer's table; ``epochs``: int64 [B], the epoch of each. See :meth:`Packer.step`.
+    ``rows``: int64 [B], rows of the packer's dataset; ``epochs``: int64 [B], the epoch of each. See
+    :meth:`Packer.step`.
     """
     step = packer.step(rows, epochs, parts)
     totals = StepTotals(step.masked, step.text_tokens, tuple(step.pairs))

@@ -85,24 +85,24 @@ class GlobalStep(Protocol):
 
 
 class Packer(Protocol):
-    """Packs pairs of a table."""
+    """Packs pairs of a dataset."""
 
     def step(self, rows: NDArray[np.int64], epochs: NDArray[np.int64], parts: int) -> GlobalStep:
         """Splits pairs into ``parts`` micro-batches.
 
-        The pairs are sorted by length (stable), and each micro-batch is a run of the sorted pairs. The runs minimise
+        The pairs are sorted by length (stable), and each micro-batch is a run of the sorted pairs. The runs minimize
         the number of tokens of the largest micro-batch; none is empty. A pair counts ``2 (a + b) + 7`` tokens, which
         the encoders read. The split does not change results: the objective's means are over the global step, and keys
-        enter the queue by position.
+        enter the queue by step index.
 
         Args:
-            rows: int64 [B], rows of the table.
+            rows: int64 [B], rows of the dataset.
             epochs: int64 [B], the epoch of each row.
 
         Raises:
-            IndexError: a row is negative or not below ``len(table)``.
+            IndexError: a row is negative or not below ``len(dataset)``.
             ValueError: ``parts`` is not 1 to B, a part has 2^31 or more tokens, or a row exceeds its batch or
-                ``table.longest`` because the file is damaged.
+                ``dataset.longest`` because the file is damaged.
         """
         ...
 
@@ -204,7 +204,7 @@ class _ReferenceStep:
     def fill(self, number: int, buffer: NDArray[np.uint8]) -> None:
         sizes, at, layout = self.sizes(number), self.step_indices[number], self._layouts[number]
         if len(buffer) != sizes.bytes:
-            raise ValueError(f"buffer: {len(buffer)} bytes are not the micro-batch's size")
+            raise ValueError(f"buffer: found {len(buffer)} bytes, expected {sizes.bytes}, the micro-batch's size")
         read = self.table.rows(self.rows[at])
         self._check_ids("a", self.rows[at], read.a_tokens, read.a_offsets)
         self._check_ids("b", self.rows[at], read.b_tokens, read.b_offsets)
@@ -233,7 +233,7 @@ def _running(lengths: NDArray[np.int32]) -> Tensor:
 
 
 def boundaries(tokens: NDArray[np.int64], parts: int) -> list[int]:
-    """Returns boundaries [parts + 1] of contiguous, non-empty runs that minimise the largest sum.
+    """Returns boundaries [parts + 1] of contiguous, non-empty runs that minimize the largest sum.
 
     For a bound on the sums, runs are filled greedily from the left. Bisection finds the smallest bound with at most
     ``parts`` runs. It is at most the mean plus the longest item: runs filled to that bound have at least the mean each.

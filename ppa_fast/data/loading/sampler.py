@@ -1,5 +1,5 @@
-"""The sampling order: each epoch is a permutation computed from (seed, epoch) without a table, optionally balanced over
-language pairs."""
+"""The sampling order: each epoch is a permutation computed from (seed, epoch) and not stored, optionally balanced
+over language pairs."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def permute(
     """Applies the epoch's permutation of 0..n-1 to ``index`` (int64 [k], values in [0, n)).
 
     A Feistel network over the smallest square of a power of two that is at least n, iterated until the value is below n
-    (fewer than four iterations on average). It is a bijection without a table: memory does not depend on n, and
-    position p of an epoch is computed without the positions before it.
+    (fewer than four iterations on average). It is a bijection that needs no stored table: memory does not
+    depend on n, and position p of an epoch is computed without the positions before it.
 
     Args:
         n, epoch, order: scalars, or one value for each index (int64 [k]); n is below 2^53. ``order`` selects one of
@@ -126,7 +126,7 @@ def quotas(
 
     ``counts``: int64 [language pairs], the number of pairs of each. ``counts.sum()`` draws are shared in proportion to
     ``counts ** alpha``. A share is limited to ``cap`` and to ``max_upsampling`` × its count; draws over a limit are not
-    given to the others, so their proportions stay. Fractions are rounded by the largest remainder.
+    given to the others, so the proportions of the others do not change. Fractions are rounded by the largest remainder.
     """
     weights = np.where(counts > 0, counts.astype(np.float64) ** alpha, 0.0)
     shares = counts.sum() * weights / weights.sum()

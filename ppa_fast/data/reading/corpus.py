@@ -55,17 +55,17 @@ def parse_pairs(spec: str, options: ReadOptions = AS_NAMED) -> PairSource:
     parts = [files] if is_dataset else split_paths(files, (1, 2))
     if not colon or len(codes) != 2 or len(parts) > 2 or not all(parts):
         hint = "; inside a language code write '_' for '-', as in zh_Hant-en" if len(codes) > 2 else ""
-        raise UserError(f"--pairs {spec}: expected {SPEC_FORMS}{hint}")
+        raise UserError(f"pairs {spec}: expected {SPEC_FORMS}{hint}")
     for code in codes:
         if not is_code(code):
             raise UserError(
-                f"--pairs {spec}: unknown language code {code!r}, expected a BCP-47 code such as en or zh_Hant"
+                f"pairs {spec}: unknown language code {code!r}, expected a BCP-47 code such as en or zh_Hant"
             )
     a, b = codes
     if standard_code(a) == standard_code(b):
-        raise UserError(f"--pairs {spec}: both sides are {standard_code(a)}, expected two different languages")
+        raise UserError(f"pairs {spec}: both sides are {standard_code(a)}, expected two different languages")
     if is_dataset:
-        dataset.check_installed(f"--pairs {spec}")
+        dataset.check_installed(f"pairs {spec}")
         return PairSource(a, b, [Path(files)], dataset.read, options)
     paths = [Path(part) for part in parts]
     if not all(path.exists() for path in paths):
@@ -91,7 +91,7 @@ def _format(path: Path, spec: str, name: str | None) -> str:
     known = list(READERS)
     if name is None:
         raise UserError(
-            f"--pairs {spec}: the extension of {path} is none of {' '.join(EXTENSIONS)}; "
+            f"pairs {spec}: the extension of {path} is none of {' '.join(EXTENSIONS)}; "
             f"give two line-parallel files, or --format ({', '.join(known)})"
         )
     if name not in known:
@@ -101,15 +101,15 @@ def _format(path: Path, spec: str, name: str | None) -> str:
 
 def _check_readable(path: Path, spec: str) -> None:
     if not path.exists():
-        raise UserError(f"--pairs {spec}: {path}: no such file")
+        raise UserError(f"pairs {spec}: {path}: no such file")
     if path.is_dir():
         raise UserError(
-            f"--pairs {spec}: {path} is a folder, not a regular file; to read a data set, give {dataset.PREFIX}{path}"
+            f"pairs {spec}: {path} is a folder, not a regular file; to read a data set, give {dataset.PREFIX}{path}"
         )
     if not path.is_file():
-        raise UserError(f"--pairs {spec}: {path} is not a regular file; expected one, because resuming reads it again")
+        raise UserError(f"pairs {spec}: {path} is not a regular file; expected one, because resuming reads it again")
     if not os.access(path, os.R_OK):
-        raise UserError(f"--pairs {spec}: {path} cannot be read: permission denied")
+        raise UserError(f"pairs {spec}: {path} cannot be read: permission denied")
 
 
 def read_pairs(source: Source, reject: Callable[[Path, int, str], None]) -> Iterator[Pair]:
@@ -132,11 +132,11 @@ def read_eval_pairs(spec: str) -> tuple[PairSource, list[str], list[str]]:
     pairs = []
     for item in source.read():
         if isinstance(item, Reject):
-            raise UserError(f"{item}; an evaluation set must not have invalid records")
+            raise UserError(f"{item}; an evaluation set must not have unusable records")
         if isinstance(item, Pair):
             pairs.append(item)
     if not pairs:
-        raise UserError(f"--pairs {spec}: found no pairs, expected at least one")
+        raise UserError(f"pairs {spec}: found no pairs, expected at least one")
     return source, [pair.a for pair in pairs], [pair.b for pair in pairs]
 
 

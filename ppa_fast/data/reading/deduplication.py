@@ -96,7 +96,8 @@ class SeenPairs:
 
     def _open(self, slots: int) -> None:
         with write_errors(self.folder), tempfile.TemporaryFile(dir=self.folder) as file:
-            for _ in range(slots * SLOT_BYTES >> 20):  # a full disk raises an error here, but crashes a mapped page
+            # A full disk raises an error here; in a mapped page it would kill the process.
+            for _ in range(slots * SLOT_BYTES >> 20):
                 file.write(bytes(1 << 20))
             file.flush()
             # A slot of zeros is empty, so a hash of zero counts as a collision. The mapping keeps the file.

@@ -15,12 +15,12 @@ from ppa_fast.data.reading.lines import MAX_LINE_BYTES, NOT_UTF8, NUL, Reject
 from ppa_fast.settings import ReadOptions
 
 EMPTY_SIDE = "empty side"
-NO_STRING = "text is no string"
+NO_STRING = "text is not a string"
 LONG_TEXT = "text over 64 KiB"
 LONE_SURROGATE = "lone surrogate"
 BAD_CHARACTER = "invalid character"
 BAD_CHARACTER_MARK = "\ufdd0"  # Unicode's noncharacter for internal use: readers put it where a text is damaged
-BAD_SCORE = "score is no number"
+BAD_SCORE = "score is not a number"
 UNTRANSLATED = "untranslated"
 FUZZY = "fuzzy"
 OBSOLETE = "obsolete"

@@ -1,4 +1,4 @@
-"""A table of token rows in memory-mapped record batches; the packers read from it."""
+"""A dataset of token rows in memory-mapped record batches; the packers read from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """Pairs read from a table. Row i of side a is ``a_tokens[a_offsets[i]:a_offsets[i + 1]]``, b likewise.
+    """Pairs read from a dataset. Row i of side a is ``a_tokens[a_offsets[i]:a_offsets[i + 1]]``, b likewise.
 
     ``a_tokens``, ``b_tokens``: int32 [Ta], [Tb], without special tokens. ``a_offsets``, ``b_offsets``: int64 [n + 1].
     ``pair_ids``, ``groups``: int64 [n].
@@ -50,7 +50,7 @@ class Rows:
 
 
 class TokenDataset:
-    """A table of ``len(table)`` rows in consecutive batches.
+    """A dataset of ``len(dataset)`` rows in consecutive batches.
 
     ``starts``: int64 [batches + 1], the first row of each batch, then the number of rows. ``longest``: the tokens of
     the longest sentence of side a and of side b. Every read checks this limit, so a damaged file raises an error and
@@ -68,7 +68,7 @@ class TokenDataset:
         """Pair ids of the rows ``indices`` (both int64 [n]).
 
         Raises:
-            IndexError: an index is negative or not below ``len(table)``.
+            IndexError: an index is negative or not below ``len(dataset)``.
         """
         ids = np.empty(len(indices), np.int64)
         for batch, inner, at in self._rows_by_batch(indices):
@@ -79,7 +79,7 @@ class TokenDataset:
         """Token counts of the sides a and b of the rows ``indices``: two int32 [n]; reads only the offsets.
 
         Raises:
-            IndexError: an index is negative or not below ``len(table)``.
+            IndexError: an index is negative or not below ``len(dataset)``.
             ValueError: a row exceeds its batch or ``longest``, because the file is damaged.
         """
         a_lengths, b_lengths = np.empty(len(indices), np.int32), np.empty(len(indices), np.int32)
@@ -91,8 +91,8 @@ class TokenDataset:
                 if bad.any():
                     first = int(bad.argmax())
                     raise ValueError(
-                        f"{self.place(indices[at[first]], side)}: tokens {begins[first]} to {ends[first]} of "
-                        f"{len(values)}, expected at most {longest}"
+                        f"{self.place(indices[at[first]], side)}: found tokens {begins[first]} to {ends[first]} of "
+                        f"{len(values)}, expected at most {longest} tokens; the file is damaged, run prepare again"
                     )
                 lengths[at] = ends - begins
         return a_lengths, b_lengths
@@ -101,7 +101,7 @@ class TokenDataset:
         """Reads the rows ``indices`` (int64 [n]) in the given order; indices may repeat.
 
         Raises:
-            IndexError: an index is negative or not below ``len(table)``.
+            IndexError: an index is negative or not below ``len(dataset)``.
             ValueError: a row exceeds its batch or ``longest``, because the file is damaged.
         """
         a_lengths, b_lengths = self.lengths(indices)
@@ -125,7 +125,7 @@ class TokenDataset:
     ) -> Iterator[tuple[Batch, NDArray[np.int64], NDArray[np.int64]]]:
         """Yields each batch that has some of the rows, with their positions in the batch and in ``indices``."""
         if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
-            raise IndexError(f"rows {indices.min()}…{indices.max()}: expected 0…{len(self) - 1}")
+            raise IndexError(f"rows: found {indices.min()} to {indices.max()}, expected 0 to {len(self) - 1}")
         numbers = np.searchsorted(self.starts, indices, side="right") - 1
         order = np.argsort(numbers, kind="stable")
         for at in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else []:

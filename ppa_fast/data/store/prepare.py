@@ -1,8 +1,9 @@
-"""Encodes parallel text into a token store in one pass: reads in order, encodes in worker processes, writes in order.
+"""Tokenizes parallel text into a token store in one pass.
 
-The text is split into chunks of consecutive records. Each shard ends at a chunk boundary, and the journal then records
-how many records of each source were consumed. After a kill, prepare skips these records without encoding them and
-forms the same chunks from there, so the store has the same bytes as without the kill.
+It reads in order, tokenizes in worker processes, and writes in order. The text is split into chunks of
+consecutive records. Each shard ends at a chunk boundary, and the journal then records how many records of each source
+were consumed. After a kill, prepare skips these records without tokenizing them and forms the same chunks from there,
+so the store has the same bytes as without the kill.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encode:
-    """Encodes chunks; picklable."""
+    """Tokenizes chunks; picklable."""
 
     encoder: TextTokenizer
     filters: Filters
@@ -128,7 +129,7 @@ class Encode:
 
 @takes(PrepareSettings)
 def prepare(settings: PrepareSettings) -> dict[str, Any]:
-    """Encodes parallel text into a token store and returns its manifest.
+    """Tokenizes parallel text into a token store and returns its manifest.
 
     The arguments are the fields of :class:`PrepareSettings`. Rows are in the order of ``pairs`` and of their records.
     Bytes and fingerprint do not depend on the number of ``workers`` or on kills: a call with the same arguments resumes
@@ -197,7 +198,7 @@ def _prepare(settings: PrepareSettings, sources: Sequence[Source], out: Path) ->
     with (
         StoreWriter(out, keep=journal.shards) as writer,
         _rejected_file(out / REJECTED, journal.rejected_bytes) as rejected,
-        Progress("encoding", _megabytes(sources), "MB") as progress,
+        Progress("tokenizing", _megabytes(sources), "MB") as progress,
         Workers(Encode(TextTokenizer(loaded, max_tokens), settings.filters, settings.max_unknown), workers) as pool,
     ):
         if base and journal.shards == base["shards"] and writer.fingerprint != base["fingerprint"]:

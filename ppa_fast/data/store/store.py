@@ -90,7 +90,8 @@ class Store(TokenDataset):
         rows = sum(batch.num_rows for batch in batches)
         if rows != manifest["pairs"]:
             raise UserError(
-                f"{path}: found {rows:,} rows, expected {manifest['pairs']:,} by {MANIFEST}; run prepare again"
+                f"{path}: found {rows:,} rows, expected {manifest['pairs']:,} according to {MANIFEST}; run "
+                "prepare again"
             )
         return cls(path, manifest, batches)
 

@@ -1,4 +1,4 @@
-"""Encodes text to token ids, without special tokens, by the fast tokenizers of transformers."""
+"""Tokenizes text to ids, without special tokens, by the fast tokenizers of transformers."""
 
 from __future__ import annotations
 
@@ -95,10 +95,10 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 class TextTokenizer:
-    """Encodes texts to ids without special tokens, truncated to ``max_tokens`` (126 leaves room for ``[CLS]`` and
+    """Tokenizes texts to ids without special tokens, truncated to ``max_tokens`` (126 leaves room for ``[CLS]`` and
     ``[SEP]`` in 128 positions).
 
-    The literal of a special token in the text (``[SEP]``, ``</s>``) is encoded as ordinary text: the result has no
+    The literal of a special token in the text (``[SEP]``, ``</s>``) is tokenized as ordinary text: the result has no
     special id except that of the unknown token. Picklable and thread-safe.
     """
 
@@ -123,7 +123,7 @@ class TextTokenizer:
         return [ids[: self.max_tokens] for ids in self._encode(texts)]
 
     def arrays(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
-        """Encodes n texts without a Python object for each token.
+        """Tokenizes n texts without a Python object for each token.
 
         Returns the concatenated ids (int32 [T]), the length of each text in tokens (int32 [n]), and whether each text
         was truncated (bool [n]).
@@ -153,7 +153,7 @@ class TextTokenizer:
         return rows
 
     def _encode_in_parts(self, text: str) -> list[int]:
-        """Encodes a text with a special token's literal; splits the text after the literal's first character.
+        """Tokenizes a text with a special token's literal; splits the text after the literal's first character.
 
         ``encode_special_tokens`` prevents matching literals as added tokens, but a Unigram or BPE model still finds
         ``</s>`` as a piece of its vocabulary. No piece spans a split. A special token of one character cannot be split

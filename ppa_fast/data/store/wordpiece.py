@@ -42,7 +42,7 @@ def train_wordpiece(settings: TokenizerSettings) -> None:
 
     The arguments are the fields of :class:`TokenizerSettings`.
 
-    Text is normalised as by multilingual BERT (cased): control characters are dropped, CJK characters are separated,
+    Text is normalized as by multilingual BERT (cased): control characters are dropped, CJK characters are separated,
     text is split at whitespace and punctuation, accents and case are kept. ``lowercase`` lower-cases and strips
     accents, as uncased BERT does. The first five ids are [PAD] [UNK] [CLS] [SEP] [MASK].
     ``AutoTokenizer.from_pretrained(out)`` loads exactly this tokenizer.

@@ -47,7 +47,7 @@ class Workers(Generic[Item, Result]):
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="worker")  # each waits for one process
 
     def map(self, items: Iterable[Item]) -> Iterator[Result]:
-        """Yields the results in the order of ``items``; reads at most two items a process ahead.
+        """Yields the results in the order of ``items``; reads ahead at most two items per process.
 
         A single item is processed in this process.
 
@@ -89,7 +89,7 @@ class Workers(Generic[Item, Result]):
 
 
 class Worker:
-    """A process that applies ``function``, which is pickled once, to one item a call."""
+    """A process that applies ``function``, which is pickled once, to one item per call."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._connection, theirs = Pipe()

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class Family:
     """Differences between encoders of transformers, by model type. The defaults are for BERT's layout.
 
-    ``name``, ``models`` (well-known ones) and ``notes`` are documentation: docs/encoders.md. ``packed``: it supports
-    sequences without padding. Its layers must then call the registered attention function, and it must use the given
-    positions.
+    ``name``, ``models`` (well-known ones) and ``notes`` are documentation: docs/encoders.md. ``packed``: whether the
+    family supports sequences without padding. The layers must then call the registered attention function, and the
+    encoder must use the given positions.
     """
 
     name: str
@@ -39,8 +39,8 @@ class Family:
     def self_attention(self, layer: Any) -> Any:
         """A layer's self-attention if its three products can be fused, else None.
 
-        It has the linear layers ``query``, ``key``, ``value`` and ``attention_head_size``, ``scaling``, ``dropout``.
-        It returns the heads' output.
+        The module has the linear layers ``query``, ``key``, ``value`` and ``attention_head_size``, ``scaling``,
+        ``dropout``. Its forward returns the heads' output.
         """
         return None
 

@@ -90,7 +90,9 @@ def assemble(
         if fault := offsets_fault(offsets, len(tokens)):
             raise RuntimeError(f"{name}_offsets: {fault}")
         if ((tokens < 0) | (tokens.long() >= vocab_size)).any():  # int32 cannot hold a vocab_size of 2^31
-            raise RuntimeError(f"{name}_tokens: an id outside the vocabulary")
+            raise RuntimeError(
+                f"{name}_tokens: found an id outside the vocabulary, expected ids from 0 to below vocab_size"
+            )
     a_offsets, b_offsets = a_offsets.long(), b_offsets.long()
     swap = coins(seed, epochs, pair_ids, input_shuffling)
     query_length, key_length = sides(swap, a_offsets.diff(), b_offsets.diff())

@@ -88,11 +88,11 @@ def test_pairs_below_the_minimum_score_are_dropped() -> None:
     ("options", "message"),
     [
         ({"length_ratio": 0.5}, "length_ratio: found 0.5, expected at least 1"),
-        ({"length_ratio": float("nan")}, "length_ratio: found nan, expected float"),
+        ({"length_ratio": float("nan")}, "length_ratio: found nan, expected a number"),
         ({"min_length": 0}, "min_length: found 0, expected at least 1"),
         ({"max_length": -1}, "max_length: found -1, expected at least 1"),
         ({"min_length": 9, "max_length": 8}, "min_length: found 9, expected at most max_length, 8"),
-        ({"min_score": float("inf")}, "min_score: found inf, expected float"),
+        ({"min_score": float("inf")}, "min_score: found inf, expected a number"),
         ({"keep_match": ("a", "b(")}, r"keep_match: found 'b\(', .*unterminated subpattern at character 2"),
         ({"drop_match": ("[a",)}, r"drop_match: found '\[a', .*unterminated character set at character 1"),
     ],

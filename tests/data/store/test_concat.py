@@ -61,7 +61,7 @@ def test_rows_are_concatenated_in_order(stores):
     some = np.array([20, 3, 13, 3, 14])
     assert stores.rows(some).pair_ids.tolist() == stores.pair_ids(some).tolist() == every.pair_ids[some].tolist()
     assert stores.rows(some).groups.tolist() == every.groups[some].tolist()
-    with pytest.raises(IndexError, match="rows 4…21: expected 0…20"):
+    with pytest.raises(IndexError, match="rows: found 4 to 21, expected 0 to 20"):
         stores.rows(np.array([4, 21]))
 
 

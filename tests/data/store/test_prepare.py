@@ -215,7 +215,7 @@ def test_progress_counts_the_bytes_of_the_files(
     spec, _ = write_corpus(tmp_path, 50)
     prepare([spec, spec], tokenizer, tmp_path / "store", workers=1)
     size = 2 * sum((tmp_path / name).stat().st_size for name in ("t.en", "t.de"))
-    assert seen[-1] == ("encoding", size, size, "100 pairs")
+    assert seen[-1] == ("tokenizing", size, size, "100 pairs")
 
 
 def test_several_sources_of_one_language_pair(tmp_path: Path, tokenizer: str) -> None:
@@ -249,7 +249,7 @@ def test_invalid_arguments_are_an_error_before_any_work(
         ({"workers": 0}, "workers: found 0, expected at least 1"),
         ({"max_rejected": -0.1}, "max_rejected: found -0.1, expected 0 to 1"),
         ({"max_rejected": 5}, "max_rejected: found 5.0, expected 0 to 1"),
-        ({"max_rejected": float("nan")}, "max_rejected: found nan, expected float"),
+        ({"max_rejected": float("nan")}, "max_rejected: found nan, expected a number"),
     ):
         with pytest.raises(UserError, match=message):
             prepare(**{"pairs": [spec], "tokenizer": tokenizer, "out": out, **change})

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ppa_fast.data.reading.lines import decoded_lines
 from ppa_fast.data.reading.source import Item, PairSource, Reject
 
-NO_JSON = "no JSON object"
+NO_JSON = "not a JSON object"
 
 
 def read(source: PairSource) -> Iterator[Item]:

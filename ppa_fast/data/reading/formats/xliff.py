@@ -17,7 +17,7 @@ INLINE = frozenset({"g", "mrk", "pc"})
 def read(source: PairSource) -> Iterator[Item]:
     """Yields one item for each unit.
 
-    Drops untranslated units, units in other languages, and units whose state needs work.
+    Drops untranslated units, units in other languages, and units whose state says that they need work.
     """
     for record, unit in enumerate(units(source, "xliff", ["trans-unit", "segment"]), 1):
         texts = [child(unit, "source"), child(unit, "target")]

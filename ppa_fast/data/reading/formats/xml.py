@@ -1,7 +1,7 @@
 """Reads the units of XML files one by one, in constant memory, without access to other files or the network.
 
 A file that declares entities is an error, because a few bytes can expand to gigabytes. HTML's entities, such as
-``&nbsp;``, are characters, with or without a DTD. A character that XML forbids spoils its unit, not the file.
+``&nbsp;``, are characters, with or without a DTD. A character that XML forbids makes only its unit unusable.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def units(source: PairSource, root: str, names: Sequence[str]) -> Iterator[etree
                         _free(element)
                 if since > MAX_UNIT_BYTES:
                     raise UserError(
-                        f"{path}: found {MAX_UNIT_BYTES >> 20} MiB of XML without the end of a <{names[0]}>"
+                        f"{path}: found {MAX_UNIT_BYTES >> 20} MiB of XML without the end of a <{names[0]}>, expected "
+                        "smaller units"
                     )
             parser.close()
     except etree.XMLSyntaxError as error:
@@ -103,7 +104,8 @@ def _is_utf_8(start: bytes) -> bool:
 
 
 def _repaired(file: BinaryIO) -> Iterator[bytes]:
-    """Yields the blocks of XML in UTF-8 with numbers for HTML's entities, and a mark for each character XML forbids."""
+    """Yields the blocks of XML in UTF-8 with numeric references for HTML's entities, and with a mark for each character
+    that XML forbids."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors=_MARK_ERRORS)
     rest, final = b"", False
     while not final:

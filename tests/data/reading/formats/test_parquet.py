@@ -20,7 +20,7 @@ def test_columns_and_structs_are_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"t\.parquet: no column src, found de, n, en; see --columns"):
         list(parse_pairs(spec, ReadOptions(columns=("src", "de"))).read())
     first, *_ = parse_pairs(spec, ReadOptions(columns=("n", "de"))).read()
-    assert found(first) == "reject: text is no string"
+    assert found(first) == "reject: text is not a string"
 
     pq.write_table(pa.table({"translation": [{"de": "eins", "en": "one", "fr": "un"}, None], "id": [1, 2]}), path)
     assert [found(item) for item in parse_pairs(spec).read()] == [("one", "eins"), "reject: empty side"]

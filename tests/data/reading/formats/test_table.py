@@ -22,7 +22,7 @@ def test_columns_are_selected_by_name(read: Read, name: str, tab: str) -> None:
     assert read(name, text, columns=("eng", "deu"), score_column="score")[:3] == [
         ("one", "eins", 0.5),
         ("two", "zwei"),
-        "reject: score is no number",
+        "reject: score is not a number",
     ]
 
 

@@ -45,7 +45,7 @@ def test_the_score_is_read_from_a_property(read: Read) -> None:
     assert read("t.tmx", HEAD + "".join(units) + unit(("en", "c"), ("de", "d")) + TAIL, score_column="score") == [
         ("a", "b", 0.25),
         ("a", "b"),
-        "reject: score is no number",
+        "reject: score is not a number",
         ("c", "d"),
     ]
 
@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(xml, "MAX_UNIT_BYTES", 1 << 20)
     path.write_text(HEAD + "<note>x</note>" * 200_000 + TAIL)
     tracemalloc.start()
-    with pytest.raises(UserError, match="1 MiB of XML without the end of a <tu>"):
+    with pytest.raises(UserError, match="1 MiB of XML without the end of a <tu>, expected smaller units"):
         list(parse_pairs(f"en-de:{path}").read())
     tracemalloc.stop()
 
