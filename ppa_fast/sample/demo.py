@@ -40,19 +40,24 @@ TRAINING = {
 }
 FINETUNING = {"learning-rate": 1e-3, "epochs": 2}  # with these, both encoders learn English completely
 STAGES = 6
-TOTAL_TO_PROBE = 400.0  # a rough ratio of durations: 5 to 8 minutes and about 1 s on 2 idle CPU cores
+TOTAL_TO_PROBE = 450.0  # a rough ratio of durations: about 5 minutes and 0.6 s on 2 CPU cores
 TAIL = 15  # lines of the log that are shown if a command fails
 
 
 def probe() -> float:
-    """The seconds of a fixed amount of training work on this machine's CPU, from which the total is estimated."""
+    """The seconds of a fixed amount of training work on this machine's CPU, from which the total is estimated.
+
+    It is extrapolated from the fastest repetition, which other programs disturb least.
+    """
     layer = torch.nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True)
     tokens = torch.ones(64, 32, 128)
     layer(tokens).sum().backward()
-    begin = time.perf_counter()
+    seconds = []
     for _ in range(20):
+        begin = time.perf_counter()
         layer(tokens).sum().backward()
-    return time.perf_counter() - begin
+        seconds.append(time.perf_counter() - begin)
+    return len(seconds) * min(seconds)
 
 
 class Stages:
