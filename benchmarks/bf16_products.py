@@ -4,9 +4,8 @@
 
 DATA_DIR and the model are those of real_text.py; the settings are the paper's recipe. Each seed is trained with fp32
 and with bf16 products. This works on any CPU; without AMX or AVX512-BF16, bf16 products are slow, but the results are
-the same.
-Interrupted runs are resumed. The figures are mean losses of each sixth of the steps: bf16 minus fp32 with the same
-seed, and the standard deviation of fp32 over the seeds.
+the same. Interrupted runs are resumed. The figures are mean losses of each sixth of the steps: bf16 minus fp32 with the
+same seed, and the standard deviation of fp32 over the seeds.
 """
 
 from __future__ import annotations

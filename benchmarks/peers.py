@@ -37,7 +37,7 @@ from ppa_fast.data.reading.corpus import read_eval_pairs
 from ppa_fast.data.store.prepare import prepare
 from ppa_fast.errors import UserError
 from ppa_fast.files import write_text
-from ppa_fast.model.precision import has_fast_bf16
+from ppa_fast.model.precision import has_bf16_instructions
 from ppa_fast.model.sentence_transformer import SentenceModules
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -223,7 +223,7 @@ def measure(options: argparse.Namespace) -> None:
     timed = dict.fromkeys(COMPETITORS[name].get("share", (1, name))[1] for name in names)
     untimed = [name for name in timed if name not in speed]
     for name in untimed:  # ours chooses the precision of its products itself
-        bf16 = "theirs" in COMPETITORS[name] and has_fast_bf16(options.hidden, lm_head=True)
+        bf16 = "theirs" in COMPETITORS[name] and has_bf16_instructions()
         runs = [planned(name, 0, SPEED_STEPS, 0, choice) for choice in (False, True)[: 1 + bf16]]
         found = run_all(runs, options.at_once)
         speed[name] = max(found, key=lambda result: float(result["pairs_per_s"]))

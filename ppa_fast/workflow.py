@@ -24,17 +24,16 @@ from ppa_fast.data.store.store import MANIFEST, read_manifest
 from ppa_fast.errors import UserError
 from ppa_fast.files import check_new_folder, folder_lock, remove_folder, write_json
 from ppa_fast.model.encoder import lacks_lm_head, load_config, max_sequence
-from ppa_fast.model.precision import has_fast_bf16
 from ppa_fast.model.sentence_transformer import SentenceModules, is_sentence_encoder
 from ppa_fast.reporting.run import read_run
 from ppa_fast.settings import AlignSettings, Filters, LaunchSettings, Settings, read_yaml, takes, to_flags
 from ppa_fast.tasks.embedder import Embedder
 from ppa_fast.training.checkpoint import Checkpoints, read_state
-from ppa_fast.training.config import PRECISIONS, read_config, uses_cuda
+from ppa_fast.training.config import PRECISIONS, DeepSpeedConfig, read_config, uses_cuda
 from ppa_fast.training.export import export
 from ppa_fast.training.launch import PACKAGE, launch, place
 from ppa_fast.training.measure import measure
-from ppa_fast.training.preflight import fitting_momentum, fitting_queue
+from ppa_fast.training.preflight import bf16_products, fitting_momentum, fitting_queue
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +179,11 @@ def _chosen(settings: AlignSettings, folder: Path, dev: list[str]) -> dict[str, 
 
     prepared = {"pairs": settings.pairs, "tokenizer": settings.model, "out": str(store), "max_tokens": max_tokens}
     commands = _commands({**prepared, "exclude": dev}, train)
-    chosen = {"recipe": recipe, "reason": why, "precision": _precision(config, Settings(**train))}
+    chosen = {
+        "recipe": recipe,
+        "reason": why,
+        "precision": _precision(read_config(config_file, ranks, run), Settings(**train)),
+    }
     chosen |= {"batch": batch, "micro_batch": micro_batch, "ranks": ranks, "pairs_per_s": round(pairs_per_s, 1)}
     _tell(chosen, train, commands, pairs)
     log.info(f"all choices are in {folder / CHOICES}")
@@ -232,13 +235,10 @@ def _recipe(model: str) -> tuple[str, str]:
     return "paper", "the model has an MLM head"
 
 
-def _precision(config: dict[str, Any], train: Settings) -> str:
+def _precision(config: DeepSpeedConfig, train: Settings) -> str:
     """The precision that training will have, for the log."""
-    named = next((name for name in PRECISIONS if config.get(name, {}).get("enabled")), None)
-    if named or uses_cuda() or any(name in config for name in PRECISIONS):
-        return named or "fp32"
-    fast = has_fast_bf16(load_config(train.model).hidden_size, lm_head=train.tlm)
-    return "fp32 with bf16 products" if fast else "fp32"
+    named = next((name for name, dtype in PRECISIONS.items() if dtype == config.dtype), "fp32")
+    return f"{named} with bf16 products" if bf16_products(train, config, load_config(train.model)) else named
 
 
 def _max_tokens(model: str, tlm: bool) -> int:

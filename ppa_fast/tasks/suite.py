@@ -163,9 +163,9 @@ def evaluate_suite(settings: SuiteSettings) -> dict[str, Any]:
     Raises UserError for a model that cannot be loaded, an invalid language or folder, and if nothing can be scored.
     """
     data, out = Path(settings.data), Path(settings.out)
-    for name in (settings.pivot, *settings.languages):
+    for option, name in (("pivot", settings.pivot), *(("languages", name) for name in settings.languages)):
         if not is_code(name):
-            raise UserError(f"pivot and languages: found {name!r}, expected BCP-47 codes such as de")
+            raise UserError(f"{option}: found {name!r}, expected a BCP-47 code such as de")
     if not data.is_dir():
         raise UserError(f"data: found no folder {data}, expected a folder of evaluation sets")
     models = [_Model(name, settings) for name in dict.fromkeys(settings.model)]

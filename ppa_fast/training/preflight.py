@@ -123,7 +123,7 @@ def check(settings: Settings, world_size: int) -> RunPlan:
     warnings += _momentum_warnings(settings, steps)
     if resume_from is not None:
         warnings += _check_resume(settings, config, data, steps, resume_from)
-    bf16 = _bf16_products(settings, config, model_config, resume_from)
+    bf16 = bf16_products(settings, config, model_config, resume_from)
     return RunPlan(
         settings, config, data, sampler, sampling_counts, tokenizer, evaluations, steps, bf16, resume_from, warnings
     )
@@ -187,8 +187,8 @@ def _prepare_store(settings: Settings) -> ConcatDataset:
     return ConcatDataset.open([store])
 
 
-def _bf16_products(
-    settings: Settings, config: DeepSpeedConfig, model_config: PretrainedConfig, resume_from: Path | None
+def bf16_products(
+    settings: Settings, config: DeepSpeedConfig, model_config: PretrainedConfig, resume_from: Path | None = None
 ) -> bool:
     """Whether to compute products in bf16 with fp32 weights: on CPUs where it is faster, if the file sets no precision.
 

@@ -1,9 +1,9 @@
 """Tokenizes parallel text into a token store in one pass.
 
-It reads in order, tokenizes in worker processes, and writes in order. The text is split into chunks of
-consecutive records. Each shard ends at a chunk boundary, and the journal then records how many records of each source
-were consumed. After a kill, prepare skips these records without tokenizing them and forms the same chunks from there,
-so the store has the same bytes as without the kill.
+It reads in order, tokenizes in worker processes, and writes in order. The text is split into chunks of consecutive
+records. Each shard ends at a chunk boundary, and the journal then records how many records of each source were
+consumed. After a kill, prepare skips these records without tokenizing them and forms the same chunks from there, so the
+store has the same bytes as without the kill.
 """
 
 from __future__ import annotations
