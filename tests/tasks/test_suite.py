@@ -259,7 +259,7 @@ def test_what_cannot_be_scored_at_all_is_an_error(tiny: Tiny, tmp_path: Path) ->
     ):
         evaluate_suite(model, data, out)
     assert not out.exists()
-    with pytest.raises(UserError, match="^languages: found 'klingonese', expected a BCP-47 code"):
+    with pytest.raises(UserError, match=r"^languages: found 'klingonese', expected a BCP-47 code"):
         evaluate_suite(model, data, out, languages=["klingonese"])
     with pytest.raises(UserError, match="no such folder"):
         evaluate_suite([str(tmp_path / "no-model")], data, out)
